@@ -1,0 +1,2 @@
+//! The `vvu` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The data plane of **vvu**: from a running ring to moved bytes.

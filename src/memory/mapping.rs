@@ -1,0 +1,226 @@
+//! Owned mappings and ranges of them.
+#![allow(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::VolatileSlice;
+
+use super::MemoryError;
+
+/// Size of a page, in bytes.
+pub fn page_size() -> usize {
+    rustix::param::page_size()
+}
+
+/// Address space that this process owns and another party may write.
+///
+/// The mapping is undone when the last [`Area`] on it is gone.
+#[derive(Debug)]
+pub struct Mapping {
+    /// First byte asked for; `pages` starts at or below it.
+    base: NonNull<u8>,
+    /// Bytes asked for, from `base`.
+    len: usize,
+    /// What the kernel mapped: page-aligned start and length.
+    pages: (NonNull<u8>, usize),
+}
+
+// SAFETY: the pointers name address space owned by this value alone and unmapped only by its
+// Drop. All access goes through VolatileSlice, which is itself made for memory that others write
+// at the same time, so neither moving nor sharing the owner adds a data race.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `fd` from `offset` on, shared, readable and writable. Neither needs to
+    /// be page-aligned. The file's size is not looked at: see [`Mapping::of_file`].
+    pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        let page = page_size() as u64;
+        let lead = offset % page;
+        let overflow = || MemoryError::Overflow { start: offset, len };
+        let total = lead.checked_add(len).ok_or_else(overflow)?;
+        let total = usize::try_from(total).map_err(|_| overflow())?;
+        offset.checked_add(len).ok_or_else(overflow)?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                total,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                fd,
+                offset - lead,
+            )
+        }
+        .map_err(|errno| MemoryError::Map {
+            offset,
+            len,
+            source: errno.into(),
+        })?;
+        // SAFETY: mmap returned `total` bytes at `start`, and lead < total when len > 0; for
+        // len == 0 the kernel refused above (lead == 0) or the pointer stays within the page.
+        Ok(unsafe { Self::from_raw(start.cast(), total, lead as usize, len as usize) })
+    }
+
+    /// Like [`Mapping::shared`], for a regular or memory file: refuses a range that the file does
+    /// not cover, because touching such bytes would raise SIGBUS.
+    pub fn of_file(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        let needed = offset
+            .checked_add(len)
+            .ok_or(MemoryError::Overflow { start: offset, len })?;
+        let file = rustix::fs::fstat(fd)
+            .map_err(|errno| MemoryError::Map {
+                offset,
+                len,
+                source: errno.into(),
+            })?
+            .st_size as u64;
+        if file < needed {
+            return Err(MemoryError::ShortFile { file, needed });
+        }
+        Self::shared(fd, offset, len)
+    }
+
+    /// Maps `len` bytes of zeroed private memory.
+    pub fn anonymous(len: usize) -> Result<Self, MemoryError> {
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }
+        .map_err(|errno| MemoryError::Map {
+            offset: 0,
+            len: len as u64,
+            source: errno.into(),
+        })?;
+        // SAFETY: mmap returned `len` bytes at `start`.
+        Ok(unsafe { Self::from_raw(start.cast(), len, 0, len) })
+    }
+
+    /// # Safety
+    /// `start` must be a mapping of `total` bytes that nobody else unmaps, `lead + len <= total`.
+    unsafe fn from_raw(start: *mut u8, total: usize, lead: usize, len: usize) -> Self {
+        // SAFETY: a successful mmap without MAP_FIXED at address 0 never returns null, and
+        // lead <= total keeps the sum inside the mapping (both by contract).
+        let (pages, base) = unsafe {
+            (
+                NonNull::new_unchecked(start),
+                NonNull::new_unchecked(start.add(lead)),
+            )
+        };
+        Self {
+            base,
+            len,
+            pages: (pages, total),
+        }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the mapping has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first byte in this process: an identity for the kernel (a DMA map, a
+    /// registered buffer), never to be dereferenced.
+    pub fn address(&self) -> usize {
+        self.base.as_ptr().addr()
+    }
+
+    /// All bytes.
+    pub fn slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: base and len lie inside a mapping that lives as long as `self`, and everybody
+        // reaches it through VolatileSlice or from outside this process.
+        unsafe { VolatileSlice::new(self.base.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let (start, len) = self.pages;
+        // SAFETY: these are the values mmap gave us; slices borrow `self`, areas hold an Arc, so
+        // nobody can reach the bytes any more.
+        let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast(), len) };
+    }
+}
+
+/// A range of a [`Mapping`] that keeps the mapping alive.
+#[derive(Debug, Clone)]
+pub struct Area {
+    mapping: Arc<Mapping>,
+    offset: usize,
+    len: usize,
+}
+
+impl Area {
+    /// `len` bytes of `mapping` from `offset` on; `None` if they are not all inside.
+    pub fn new(mapping: Arc<Mapping>, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        (end <= mapping.len()).then_some(Self {
+            mapping,
+            offset,
+            len,
+        })
+    }
+
+    /// The whole of a mapping.
+    pub fn whole(mapping: Mapping) -> Self {
+        let len = mapping.len();
+        Self {
+            mapping: Arc::new(mapping),
+            offset: 0,
+            len,
+        }
+    }
+
+    /// A range of this range; `None` if it is not all inside.
+    pub fn sub(&self, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then(|| Self {
+            mapping: Arc::clone(&self.mapping),
+            offset: self.offset + offset,
+            len,
+        })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the range has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first byte in this process, for the kernel only (see
+    /// [`Mapping::address`]).
+    pub fn address(&self) -> usize {
+        self.mapping.address() + self.offset
+    }
+
+    /// The bytes.
+    pub fn slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: offset + len <= mapping.len() since construction, and the Arc keeps the mapping
+        // for the borrow's lifetime.
+        unsafe { VolatileSlice::new(self.mapping.base.as_ptr().add(self.offset), self.len) }
+    }
+}
+
+impl From<Mapping> for Area {
+    fn from(mapping: Mapping) -> Self {
+        Self::whole(mapping)
+    }
+}

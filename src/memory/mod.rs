@@ -1,0 +1,56 @@
+//! The only door to bytes that another party can write.
+//!
+//! A [`Mapping`] owns address space: a front-end's memory mapped from a file descriptor, a piece
+//! of a PCI BAR, or DMA memory of our own. An [`Area`] is a range of a mapping that keeps the
+//! mapping alive. A [`MemTable`] is what a front-end announced with `SET_MEM_TABLE`: it turns
+//! guest and front-end addresses into bytes.
+//!
+//! Two rules, both of which the types hold: nobody makes a Rust reference into shared memory, and
+//! every access is bounded by the mapping it falls in. Accessors are vm-memory's
+//! [`VolatileSlice`]. This room knows nothing of messages, rings or devices.
+
+mod mapping;
+mod table;
+
+pub use mapping::{Area, Mapping, page_size};
+pub use table::{MemTable, Region};
+pub use vm_memory::VolatileSlice;
+
+use thiserror::Error;
+
+/// What can be wrong with a mapping or a memory table.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The kernel refused a mapping.
+    #[error("cannot map {len:#x} bytes at offset {offset:#x}: {source}")]
+    Map {
+        /// File offset asked for.
+        offset: u64,
+        /// Length asked for, in bytes.
+        len: u64,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+    /// The file behind a region ends before the region does.
+    #[error("the file has {file:#x} bytes, the region needs {needed:#x}")]
+    ShortFile {
+        /// Size of the file, in bytes.
+        file: u64,
+        /// First byte past the region, counted from the start of the file.
+        needed: u64,
+    },
+    /// A range's end does not fit into 64 bits (or into the address space).
+    #[error("range {start:#x}+{len:#x} overflows")]
+    Overflow {
+        /// Start of the range.
+        start: u64,
+        /// Length of the range.
+        len: u64,
+    },
+    /// A region of no bytes.
+    #[error("region at guest address {0:#x} is empty")]
+    Empty(u64),
+    /// Two regions claim the same guest addresses.
+    #[error("regions at guest addresses {0:#x} and {1:#x} overlap")]
+    Overlap(u64, u64),
+}

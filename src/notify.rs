@@ -1,0 +1,59 @@
+//! Kicks (front-end to us) and calls (us to front-end), whatever carries them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::mmio::{Reg, WriteOnly};
+
+/// How a front-end says that a ring has something for us.
+#[derive(Debug)]
+pub enum Kick {
+    /// A file descriptor that becomes readable: an eventfd from the front-end, or the one that a
+    /// VVU function's MSI-X vector signals.
+    Event(OwnedFd),
+    /// It does not say (the NOFD flag, or no vector to be had): the ring must be polled.
+    Polled,
+}
+
+impl Kick {
+    /// What to wait on; `None` if the ring must be polled.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Event(fd) => Some(fd.as_fd()),
+            Self::Polled => None,
+        }
+    }
+
+    /// Takes back all kicks so far, so that [`Kick::fd`] stops being readable.
+    pub fn clear(&self) {
+        if let Self::Event(fd) = self {
+            // Non-blocking: there being nothing to take is no error.
+            let _ = rustix::io::read(fd, &mut [0; 8]);
+        }
+    }
+}
+
+/// How we tell a front-end something about a ring: used buffers, or an error.
+#[derive(Debug)]
+pub enum Call {
+    /// An eventfd from the front-end.
+    Event(OwnedFd),
+    /// A doorbell of a VVU function: the register and the doorbell's number, which is written
+    /// (virtio-vhost-user, "doorbells"; the value carries no meaning for the device).
+    Doorbell(Reg<u16, WriteOnly>, u16),
+    /// The front-end does not want to be told.
+    Silent,
+}
+
+impl Call {
+    /// Tells the front-end. Never blocks: a front-end that does not drain its eventfd has been
+    /// told already.
+    pub fn ring(&self) {
+        match self {
+            Self::Event(fd) => {
+                let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+            }
+            Self::Doorbell(register, number) => register.write(*number),
+            Self::Silent => {}
+        }
+    }
+}
