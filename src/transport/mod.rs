@@ -4,6 +4,8 @@
 //! after the other. Over AF_UNIX the resources are file descriptors; over VVU they are a window
 //! in a BAR, MSI-X vectors and doorbells. Nothing above this room can tell which.
 
+pub mod vvu;
+
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use thiserror::Error;
