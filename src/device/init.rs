@@ -251,11 +251,11 @@ fn wanted(registers: &Registers) -> Result<u64, DeviceError> {
 fn rule(options: &Options, features: u64, pci_device: u16) -> Rule {
     options.rule.unwrap_or({
         if features & feature::LAYOUT != 0 {
-            Rule::Told
+            Rule::E
         } else if pci_device == CROSVM_ID {
-            Rule::Packed
+            Rule::Cd
         } else {
-            Rule::Whole
+            Rule::Q
         }
     })
 }

@@ -221,7 +221,7 @@ impl Device {
         }
         let flagged = status & link_status::FRONTEND_UP != 0;
         // crosvm's device never sets the bit and never interrupts: the first message tells.
-        if !flagged && !(self.identity.rule == Rule::Packed && self.rx.ring.has_used()) {
+        if !flagged && !(self.identity.rule == Rule::Cd && self.rx.ring.has_used()) {
             return Step::Wait(None);
         }
         self.link = Link::Up {

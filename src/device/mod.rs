@@ -217,4 +217,4 @@ impl Drop for Device {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

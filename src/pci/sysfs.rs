@@ -115,7 +115,7 @@ pub struct Step {
 
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "echo '{}' > {}", self.value, self.path.display())
+        write!(f, "echo {} > {}", self.value.trim(), self.path.display())
     }
 }
 
