@@ -181,7 +181,10 @@ impl Device {
         if self.tx.ring.in_flight() > 0 {
             // A reply to the front-end that is gone must not reach the next one.
             if since.elapsed() > DRAIN_TIME {
-                tracing::warn!(device = self.name(), "messages stay in txq; resetting the device");
+                tracing::warn!(
+                    device = self.name(),
+                    "messages stay in txq; resetting the device"
+                );
                 self.link = Link::broken();
                 return Step::Again;
             }
@@ -221,7 +224,7 @@ impl Device {
         }
         let flagged = status & link_status::FRONTEND_UP != 0;
         // crosvm's device never sets the bit and never interrupts: the first message tells.
-        if !flagged && !(self.identity.rule == Rule::Cd && self.rx.ring.has_used()) {
+        if !flagged && !(self.identity.rule == Rule::Packed && self.rx.ring.has_used()) {
             return Step::Wait(None);
         }
         self.link = Link::Up {
@@ -304,7 +307,10 @@ impl Device {
             if !matches!(self.link, Link::Up { .. }) {
                 return Err(DeviceError::NotConnected);
             }
-            self.tx.ring.reclaim().map_err(|source| queue_error(1, source))?;
+            self.tx
+                .ring
+                .reclaim()
+                .map_err(|source| queue_error(1, source))?;
             match self.tx.ring.send(parts) {
                 Ok(()) => break,
                 Err(QueueError::Full) => {}

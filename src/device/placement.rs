@@ -6,9 +6,9 @@
 //!
 //! | rule | region i begins at |
 //! |---|---|
-//! | [`Rule::Q`] | sum of (offset + size) of the regions before it, plus its own offset |
-//! | [`Rule::Cd`] | sum of the sizes of the regions before it |
-//! | [`Rule::E`] | its offset, which the device rewrote to say so |
+//! | [`Rule::Whole`] | sum of (offset + size) of the regions before it, plus its own offset |
+//! | [`Rule::Packed`] | sum of the sizes of the regions before it |
+//! | [`Rule::Told`] | its offset, which the device rewrote to say so |
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,20 +19,20 @@ use thiserror::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// Every file is mapped from its beginning, one after the other: the prototypes of 2019 and
-    /// 2022 (QEMU).
-    Q,
-    /// Only the listed bytes are mapped, one after the other: crosvm's device.
-    Cd,
-    /// The message says where: devices with the LAYOUT extension.
-    E,
+    /// 2022 ("rule Q").
+    Whole,
+    /// Only the listed bytes are mapped, one after the other: crosvm's device ("rule CD").
+    Packed,
+    /// The message says where: devices with the LAYOUT extension ("rule E").
+    Told,
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Q => "q",
-            Self::Cd => "cd",
-            Self::E => "e",
+            Self::Whole => "whole",
+            Self::Packed => "packed",
+            Self::Told => "told",
         })
     }
 }
@@ -42,12 +42,12 @@ impl FromStr for Rule {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "q" => Ok(Self::Q),
-            "cd" => Ok(Self::Cd),
-            "e" => Ok(Self::E),
+            "whole" => Ok(Self::Whole),
+            "packed" => Ok(Self::Packed),
+            "told" => Ok(Self::Told),
             _ => Err(format!(
-                "{text:?} is no placement rule; there are q (prototypes), cd (crosvm) and e \
-                 (devices with the layout extension)"
+                "{text:?} is no placement rule; there are whole (prototypes), packed (crosvm) and \
+                 told (devices with the layout extension)"
             )),
         }
     }
@@ -97,9 +97,9 @@ pub fn place(rule: Rule, regions: &[Extent], window: u64) -> Result<Vec<u64>, Pl
             let Extent { size, mmap_offset } = *region;
             let overflow = PlaceError::Overflow { size, mmap_offset };
             let (start, end) = match rule {
-                Rule::Q => (used.checked_add(mmap_offset), mmap_offset.checked_add(size)),
-                Rule::Cd => (Some(used), Some(size)),
-                Rule::E => (Some(mmap_offset), Some(0)),
+                Rule::Whole => (used.checked_add(mmap_offset), mmap_offset.checked_add(size)),
+                Rule::Packed => (Some(used), Some(size)),
+                Rule::Told => (Some(mmap_offset), Some(0)),
             };
             let start = start.ok_or(overflow)?;
             used = end.and_then(|end| used.checked_add(end)).ok_or(overflow)?;
@@ -138,13 +138,9 @@ mod tests {
     #[test]
     fn the_three_rules_differ_as_they_must() {
         for (rule, starts, needed) in [
-            (
-                Rule::Q,
-                [0, 0x16_0000, 0x1_000a_0000],
-                0x1_800a_0000u64,
-            ),
-            (Rule::Cd, [0, 0xa_0000, 0x7ffe_0000], 0xfffe_0000),
-            (Rule::E, [0, 0xc_0000, 0x8000_0000], 4 * GIB),
+            (Rule::Whole, [0, 0x16_0000, 0x1_000a_0000], 0x1_800a_0000u64),
+            (Rule::Packed, [0, 0xa_0000, 0x7ffe_0000], 0xfffe_0000),
+            (Rule::Told, [0, 0xc_0000, 0x8000_0000], 4 * GIB),
         ] {
             assert_eq!(place(rule, &PC, needed).unwrap(), starts, "{rule}");
             assert_eq!(
@@ -165,7 +161,7 @@ mod tests {
             size: GIB,
             mmap_offset: 0,
         }];
-        for rule in [Rule::Q, Rule::Cd, Rule::E] {
+        for rule in [Rule::Whole, Rule::Packed, Rule::Told] {
             assert_eq!(place(rule, &region, GIB), Ok(vec![0]));
         }
     }
@@ -173,29 +169,22 @@ mod tests {
     #[test]
     fn sums_that_overflow_are_refused() {
         let extent = |size, mmap_offset| Extent { size, mmap_offset };
-        for rule in [Rule::Q, Rule::Cd, Rule::E] {
+        for rule in [Rule::Whole, Rule::Packed, Rule::Told] {
             assert!(place(rule, &[extent(u64::MAX, 1), extent(1, 0)], u64::MAX).is_err());
-            assert!(
-                place(
-                    rule,
-                    &[extent(8, 0), extent(u64::MAX, u64::MAX)],
-                    u64::MAX
-                )
-                .is_err()
-            );
+            assert!(place(rule, &[extent(8, 0), extent(u64::MAX, u64::MAX)], u64::MAX).is_err());
         }
         // The window may be as large as there are numbers.
         assert_eq!(
-            place(Rule::E, &[extent(1, u64::MAX - 1)], u64::MAX),
+            place(Rule::Told, &[extent(1, u64::MAX - 1)], u64::MAX),
             Ok(vec![u64::MAX - 1])
         );
     }
 
     #[test]
     fn rules_have_names() {
-        for rule in [Rule::Q, Rule::Cd, Rule::E] {
+        for rule in [Rule::Whole, Rule::Packed, Rule::Told] {
             assert_eq!(rule.to_string().parse(), Ok(rule));
         }
-        assert!("whole".parse::<Rule>().is_err());
+        assert!("Q".parse::<Rule>().is_err());
     }
 }

@@ -116,12 +116,12 @@ fn the_rule_follows_from_the_device_unless_told_otherwise() {
         };
         Device::open(function, options).unwrap().identity().rule
     };
-    assert_eq!(rule(Shape::ours(), None), Rule::E);
-    assert_eq!(rule(Shape::crosvm(), None), Rule::Cd);
-    assert_eq!(rule(Shape::prototype(0x1058), None), Rule::Q);
+    assert_eq!(rule(Shape::ours(), None), Rule::Told);
+    assert_eq!(rule(Shape::crosvm(), None), Rule::Packed);
+    assert_eq!(rule(Shape::prototype(0x1058), None), Rule::Whole);
     assert_eq!(
-        rule(Shape::prototype(0x1058), Some(Rule::Cd)),
-        Rule::Cd
+        rule(Shape::prototype(0x1058), Some(Rule::Packed)),
+        Rule::Packed
     );
 }
 

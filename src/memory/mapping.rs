@@ -19,7 +19,9 @@ pub fn page_size() -> usize {
 /// Size of a hugepage of the default size, in bytes; `None` if the kernel has none.
 pub fn hugepage_size() -> Option<usize> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|l| l.strip_prefix("Hugepagesize:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("Hugepagesize:"))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

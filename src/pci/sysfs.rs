@@ -227,10 +227,8 @@ impl Sysfs {
         let name = info.address.to_string();
         let choose = self.path(info.address).join("driver_override");
         let before = info.driver_override.clone().unwrap_or("\n".to_owned());
-        plan.steps.push((
-            step(&choose, VFIO_DRIVER),
-            Some(step(&choose, &before)),
-        ));
+        plan.steps
+            .push((step(&choose, VFIO_DRIVER), Some(step(&choose, &before))));
         if let Some(old) = &info.driver {
             let old = self.bus().join("drivers").join(old);
             plan.steps.push((

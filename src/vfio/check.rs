@@ -24,7 +24,10 @@ pub(super) fn before(info: &FunctionInfo, options: VfioOptions) -> Result<Group,
             true => VfioError::NoIommuUnsupported(address),
         });
     }
-    interrupts(&fs::read_to_string(UNSAFE_INTERRUPTS).unwrap_or_default(), options)?;
+    interrupts(
+        &fs::read_to_string(UNSAFE_INTERRUPTS).unwrap_or_default(),
+        options,
+    )?;
     Ok(group)
 }
 
@@ -175,7 +178,10 @@ mod tests {
             (Kernel::OpenContainer(io(libc::ENOENT)), "modprobe"),
             (Kernel::OpenContainer(io(libc::EACCES)), "permission"),
             (Kernel::OpenGroup(io(libc::EBUSY), "9".into()), "in use"),
-            (Kernel::OpenGroup(io(libc::EACCES), "9".into()), "/dev/vfio/9"),
+            (
+                Kernel::OpenGroup(io(libc::EACCES), "9".into()),
+                "/dev/vfio/9",
+            ),
             (Kernel::GroupViable, "group 987654"),
             (
                 Kernel::ContainerSetIOMMU(Errno::new(libc::EPERM)),

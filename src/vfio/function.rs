@@ -74,9 +74,12 @@ impl VfioFunction {
             .get_region_caps(index)
             .iter()
             .find_map(|cap| match cap {
-                VfioRegionInfoCap::SparseMmap(sparse) => {
-                    Some(sparse.areas.iter().any(|area| inside(area.offset, area.size)))
-                }
+                VfioRegionInfoCap::SparseMmap(sparse) => Some(
+                    sparse
+                        .areas
+                        .iter()
+                        .any(|area| inside(area.offset, area.size)),
+                ),
                 _ => None,
             })
             .unwrap_or(true)
@@ -153,7 +156,10 @@ fn memlock_limit() -> u64 {
 /// Hugepages if there are some, else ordinary pages; the alignment that suits them.
 fn dma_memory(len: usize) -> Result<(Mapping, usize), PciError> {
     match Mapping::huge(len) {
-        Ok(mapping) => Ok((mapping, crate::memory::hugepage_size().unwrap_or(page_size()))),
+        Ok(mapping) => Ok((
+            mapping,
+            crate::memory::hugepage_size().unwrap_or(page_size()),
+        )),
         Err(error) => {
             tracing::info!("DMA memory in ordinary pages: {error}");
             let mapping = Mapping::anonymous(len).map_err(|error| PciError::Io {
@@ -173,7 +179,10 @@ impl PciFunction for VfioFunction {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
         data.fill(u8::MAX);
         let index = VFIO_PCI_CONFIG_REGION_INDEX;
-        let room = self.device.get_region_size(index).saturating_sub(offset.into());
+        let room = self
+            .device
+            .get_region_size(index)
+            .saturating_sub(offset.into());
         let len = data.len().min(usize::try_from(room).unwrap_or(usize::MAX));
         if let Some(data) = data.get_mut(..len) {
             self.device.region_read(index, data, offset.into());

@@ -214,7 +214,10 @@ impl Model {
             assert!(writable && buffer.len() >= 8192, "rx buffer");
             if !old.contains(id) {
                 // It is ours now: whoever still reads it reads this.
-                buffer.slice().write_slice(&vec![0xdb; buffer.len()], 0).unwrap();
+                buffer
+                    .slice()
+                    .write_slice(&vec![0xdb; buffer.len()], 0)
+                    .unwrap();
             }
         }
         !queue.pool.is_empty()
@@ -255,7 +258,8 @@ impl Model {
             let size = bytes.get(8..).and_then(|rest| rest.first_chunk());
             let size = size.map_or(0, |size| u32::from_le_bytes(*size));
             if writable || bytes.len() != 12 + size as usize {
-                self.violations.push(format!("txq buffer of {} bytes", bytes.len()));
+                self.violations
+                    .push(format!("txq buffer of {} bytes", bytes.len()));
             }
             if self.connected {
                 self.outbox.push(bytes);
@@ -380,7 +384,9 @@ impl Model {
         self.ops.push(Op::Notify(value));
         let place = (u64::from(value) + 3) * 4;
         if width != 2 || offset != place || self.device_status & DRIVER_OK == 0 {
-            self.violate(format!("notification {value} in {width} bytes at {offset:#x}"));
+            self.violate(format!(
+                "notification {value} in {width} bytes at {offset:#x}"
+            ));
         }
         self.work();
     }

@@ -67,6 +67,9 @@ impl DeviceQueue {
         element.slice().write_obj(id, 0).unwrap();
         element.slice().write_obj(len, 4).unwrap();
         self.used = self.used.wrapping_add(advance);
-        find(dma, used + 2, 2).slice().write_obj(self.used, 0).unwrap();
+        find(dma, used + 2, 2)
+            .slice()
+            .write_obj(self.used, 0)
+            .unwrap();
     }
 }
