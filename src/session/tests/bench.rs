@@ -1,6 +1,6 @@
 //! What every test needs: a session at a fresh socket, memory, patience.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -92,12 +92,4 @@ pub(super) fn memory(len: u64) -> OwnedFd {
     let file = memfd_create("vvu-session-test", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, len).unwrap();
     file
-}
-
-/// Whether two descriptors are of the same open file.
-pub(super) fn same_file(a: impl AsRawFd, b: impl AsRawFd) -> bool {
-    // Eventfds of one process differ by what is in them, so write through one, read the other.
-    rustix::io::write(borrow(&a), &5u64.to_ne_bytes()).unwrap();
-    let mut count = [0; 8];
-    rustix::io::read(borrow(&b), &mut count).is_ok() && count == 5u64.to_ne_bytes()
 }
