@@ -1,0 +1,6 @@
+//! Sessions over AF_UNIX, driven by rust-vmm's front-end and by a scripted one.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod bench;
+mod fake;
+mod rust_vmm;
