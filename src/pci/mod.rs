@@ -1,7 +1,23 @@
 //! What a PCI function looks like: address, configuration header, capabilities. Pure.
 //!
 //! [`PciFunction`] is what a driver needs of a function, whoever provides it: the kernel's
-//! vfio-pci, a vfio-user server, a device model in this process.
+//! vfio-pci, a vfio-user server, a device model in this process. [`ConfigSpace`] is a private copy
+//! of a function's configuration space and [`Structures`] what of it concerns us. [`sysfs`] is
+//! where Linux shows functions and which driver has them.
+
+mod address;
+mod caps;
+mod config;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fake;
+pub mod sysfs;
+
+pub use address::{Address, BadAddress};
+pub use caps::{KNOWN_IDS, Location, NotVvu, Strided, Structures, modern_id};
+pub use config::{
+    CAP_VENDOR, COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, CONFIG_LEN, Capability, ConfigSpace,
+    VENDOR_VIRTIO,
+};
 
 use std::os::fd::OwnedFd;
 

@@ -6,6 +6,7 @@
 
 pub mod tracer;
 pub mod unix;
+pub mod vvu;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 

@@ -1,0 +1,341 @@
+//! The link to a front-end: who is there, messages in and out, and how to start over.
+//!
+//! ```text
+//!            arm                front-end            both bits drop, empty rx buffer
+//!   Idle ------------> Armed ----------------> Up ------------------------------------> Idle
+//!    ^                   |                      |
+//!    |  bring-up         |      NEEDS_RESET, broken queue, removed
+//!   Broken <-------------+----------------------+
+//! ```
+//!
+//! The status register decides, never an interrupt: it is read before every step. A connection
+//! that ended is started over when [`Device::next`] is called again, so that the caller can let
+//! go of rings and memory in between.
+
+use std::time::{Duration, Instant};
+
+use super::init::BUFFER_LEN;
+use super::regs::{device_status, feature, link_status};
+use super::{Device, DeviceError, Queue, Rule};
+use crate::virtqueue::QueueError;
+
+/// How long an ended connection's messages may stay in txq before the device is reset.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// When to look again whether they are gone.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
+
+/// When to try again to bring up a broken device.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// State changes in one call of [`Device::next`]. A device that keeps dropping us is looked at
+/// again after a while.
+const MAX_STEPS: usize = 8;
+
+/// What happens on the link.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// A front-end is there.
+    Connected,
+    /// A message, as it was in its buffer: a whole one, if the device obeys the rules.
+    Message(Vec<u8>),
+    /// The connection is over.
+    Disconnected(Loss),
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub enum Loss {
+    /// The front-end went away.
+    Closed,
+    /// The device, or our way to it, failed.
+    Failed(DeviceError),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Link {
+    /// BACKEND_UP is clear; it will be set when txq is empty.
+    Idle { since: Instant },
+    /// BACKEND_UP is set, nobody is there.
+    Armed,
+    /// A front-end is there.
+    Up {
+        /// It came with FRONTEND_UP, so it goes with it.
+        flagged: bool,
+        /// conn_generation when it came, on devices that have it.
+        generation: Option<u32>,
+    },
+    /// The device must be brought up again, not before this.
+    Broken { retry: Instant },
+    /// We are done with it.
+    Closed,
+}
+
+impl Link {
+    pub(super) fn idle() -> Self {
+        Self::Idle {
+            since: Instant::now(),
+        }
+    }
+
+    fn broken() -> Self {
+        Self::Broken {
+            retry: Instant::now(),
+        }
+    }
+}
+
+/// What a step came to.
+enum Step {
+    /// Another state was reached: go on from there.
+    Again,
+    /// Nothing to do before an interrupt, or before this time has passed.
+    Wait(Option<Duration>),
+    /// Something to report.
+    Report(LinkEvent),
+}
+
+impl Device {
+    /// Becomes readable when [`Device::next`] has something to do.
+    pub fn poll_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.events.poll_fd()
+    }
+
+    /// Makes [`Device::poll_fd`] readable.
+    pub fn wake(&self) {
+        self.events.poke();
+    }
+
+    /// What happened, if anything did. Never blocks for longer than a reset takes.
+    pub fn next(&mut self) -> Option<LinkEvent> {
+        // Look, clear, look again: what came in between is not lost, and what is left to be taken
+        // keeps the descriptor readable.
+        if let Ok(event) = self.look() {
+            return Some(event);
+        }
+        self.events.clear();
+        match self.look() {
+            Ok(event) => Some(event),
+            Err(delay) => {
+                self.events.wake_after(delay);
+                None
+            }
+        }
+    }
+
+    /// The next event, or how long to wait for one.
+    fn look(&mut self) -> Result<LinkEvent, Option<Duration>> {
+        for _ in 0..MAX_STEPS {
+            match self.step() {
+                Step::Again => {}
+                Step::Wait(delay) => return Err(delay),
+                Step::Report(event) => {
+                    // There may be more, which no interrupt announces.
+                    self.events.poke();
+                    return Ok(event);
+                }
+            }
+        }
+        Err(Some(DRAIN_INTERVAL))
+    }
+
+    fn step(&mut self) -> Step {
+        match self.link {
+            Link::Closed => Step::Wait(None),
+            Link::Broken { retry } => self.revive(retry),
+            Link::Idle { since } => self.arm(since),
+            Link::Armed => self.await_front_end(),
+            Link::Up {
+                flagged,
+                generation,
+            } => self.take_message(flagged, generation),
+        }
+    }
+
+    fn revive(&mut self, retry: Instant) -> Step {
+        let left = retry.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Step::Wait(Some(left));
+        }
+        match self.initialise() {
+            Ok(()) => {
+                tracing::info!(device = self.name(), "brought up again");
+                self.link = Link::idle();
+                Step::Again
+            }
+            Err(error) => {
+                tracing::warn!(device = self.name(), %error, "cannot bring up the device again");
+                let retry = Instant::now() + RETRY_INTERVAL;
+                self.link = Link::Broken { retry };
+                Step::Wait(Some(RETRY_INTERVAL))
+            }
+        }
+    }
+
+    /// Throws away what belongs to the connection that ended, then lets the next one in.
+    fn arm(&mut self, since: Instant) -> Step {
+        if self.check_alive().is_err() || self.discard().is_err() {
+            self.link = Link::broken();
+            return Step::Again;
+        }
+        if self.tx.ring.in_flight() > 0 {
+            // A reply to the front-end that is gone must not reach the next one.
+            if since.elapsed() > DRAIN_TIME {
+                tracing::warn!(device = self.name(), "messages stay in txq; resetting the device");
+                self.link = Link::broken();
+                return Step::Again;
+            }
+            return Step::Wait(Some(DRAIN_INTERVAL));
+        }
+        self.program_kicks();
+        self.set_backend_up(true);
+        self.link = Link::Armed;
+        Step::Again
+    }
+
+    /// Drops received messages and takes back sent ones.
+    fn discard(&mut self) -> Result<(), QueueError> {
+        for _ in 0..self.rx.ring.size() {
+            if self.rx.ring.receive()?.is_none() {
+                break;
+            }
+        }
+        self.rx.notify();
+        self.tx.ring.reclaim()?;
+        Ok(())
+    }
+
+    fn await_front_end(&mut self) -> Step {
+        let status = match self.check_alive() {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::warn!(device = self.name(), %error, "no front-end was there");
+                self.link = Link::broken();
+                return Step::Again;
+            }
+        };
+        if status & link_status::BACKEND_UP == 0 {
+            // One came and went, unseen.
+            self.link = Link::idle();
+            return Step::Again;
+        }
+        let flagged = status & link_status::FRONTEND_UP != 0;
+        // crosvm's device never sets the bit and never interrupts: the first message tells.
+        if !flagged && !(self.identity.rule == Rule::Packed && self.rx.ring.has_used()) {
+            return Step::Wait(None);
+        }
+        self.link = Link::Up {
+            flagged,
+            generation: self.generation(),
+        };
+        Step::Report(LinkEvent::Connected)
+    }
+
+    fn take_message(&mut self, flagged: bool, generation: Option<u32>) -> Step {
+        let status = match self.check_alive() {
+            Ok(status) => status,
+            Err(error) => return self.fail(error),
+        };
+        let mut both = link_status::BACKEND_UP;
+        if flagged {
+            both |= link_status::FRONTEND_UP;
+        }
+        // What was received when the bits have dropped belongs to nobody any more.
+        if status & both != both || self.generation() != generation {
+            return self.lose();
+        }
+        let received = self.rx.ring.receive();
+        match received {
+            Ok(None) => Step::Wait(None),
+            Ok(Some(bytes)) => {
+                self.rx.notify();
+                if bytes.is_empty() {
+                    // crosvm's way to say that the front-end is gone.
+                    return self.lose();
+                }
+                Step::Report(LinkEvent::Message(bytes))
+            }
+            Err(source) => self.fail(queue_error(0, source)),
+        }
+    }
+
+    fn lose(&mut self) -> Step {
+        self.link = Link::idle();
+        Step::Report(LinkEvent::Disconnected(Loss::Closed))
+    }
+
+    fn fail(&mut self, error: DeviceError) -> Step {
+        self.link = Link::broken();
+        Step::Report(LinkEvent::Disconnected(Loss::Failed(error)))
+    }
+
+    /// The link's status bits, if the device is well.
+    fn check_alive(&self) -> Result<u32, DeviceError> {
+        let state = self.registers.common.device_status.read();
+        let status = self.registers.config.status.read();
+        if state == u8::MAX && status == u32::MAX {
+            return Err(DeviceError::Gone);
+        }
+        // A device that is not running any more was reset behind our back.
+        if state & device_status::NEEDS_RESET != 0 || state & device_status::DRIVER_OK == 0 {
+            return Err(DeviceError::NeedsReset);
+        }
+        Ok(status)
+    }
+
+    fn generation(&self) -> Option<u32> {
+        if self.identity.features & feature::EXTENSIONS == 0 {
+            return None;
+        }
+        let extended = self.registers.extended()?;
+        Some(extended.conn_generation.read())
+    }
+
+    /// Sends one message, whole; `parts` are put one after the other. Waits, until the deadline
+    /// of the options, if the front-end does not take what was sent before.
+    pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), DeviceError> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if len > BUFFER_LEN as usize {
+            let room = BUFFER_LEN as usize;
+            return Err(queue_error(1, QueueError::NoRoom { len, room }));
+        }
+        let start = Instant::now();
+        loop {
+            if !matches!(self.link, Link::Up { .. }) {
+                return Err(DeviceError::NotConnected);
+            }
+            self.tx.ring.reclaim().map_err(|source| queue_error(1, source))?;
+            match self.tx.ring.send(parts) {
+                Ok(()) => break,
+                Err(QueueError::Full) => {}
+                Err(source) => return Err(queue_error(1, source)),
+            }
+            let status = self.check_alive()?;
+            if status & link_status::BACKEND_UP == 0 {
+                return Err(DeviceError::NotConnected);
+            }
+            if start.elapsed() > self.options.timeout {
+                return Err(DeviceError::Stuck(self.options.timeout));
+            }
+            self.events.wait_sent();
+        }
+        self.tx.notify();
+        Ok(())
+    }
+
+    /// Ends the connection, if there is one, and prepares for the next. Nothing is reported.
+    pub fn disconnect(&mut self) {
+        if matches!(self.link, Link::Up { .. } | Link::Armed) {
+            self.set_backend_up(false);
+            self.link = Link::idle();
+        }
+        self.events.poke();
+    }
+}
+
+fn queue_error(index: usize, source: QueueError) -> DeviceError {
+    DeviceError::Queue {
+        queue: Queue::NAMES[index],
+        source,
+    }
+}

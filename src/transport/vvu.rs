@@ -1,0 +1,249 @@
+//! Messages over a virtio-vhost-user PCI function.
+//!
+//! What comes as file descriptors over AF_UNIX is already there: memory is a window in a BAR, a
+//! kick is an MSI-X vector, a call is a doorbell. A message only says that it is usable now.
+//! How the function works is known to [`crate::device`] alone.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::{Event, Gone, Incoming, RegionRequest, Transport, TransportError};
+use crate::device::{Device, DeviceError, Extent, LinkEvent, Loss, PlaceError};
+use crate::memory::Region;
+use crate::notify::{Call, Kick};
+use crate::protocol::{HEADER_LEN, Message};
+
+/// Protocol features that need no file descriptor and nothing of the device but to pass messages
+/// on: MQ, RARP, REPLY_ACK, NET_MTU, CONFIG, RESET_DEVICE, STATUS.
+const FEATURES: u64 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 9 | 1 << 13 | 1 << 16;
+
+/// A VVU function as a transport.
+#[derive(Debug)]
+pub struct VvuTransport {
+    name: String,
+    device: Device,
+    /// The connection is still there for the device, but must end.
+    doomed: Option<Gone>,
+}
+
+impl VvuTransport {
+    /// A transport over a device that is up.
+    pub fn new(device: Device) -> Self {
+        Self {
+            name: format!("vvu:{}", device.name()),
+            device,
+            doomed: None,
+        }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn check_ring(&self, index: u16) -> Result<(), TransportError> {
+        let limit = self.max_rings();
+        if index < limit {
+            Ok(())
+        } else {
+            Err(TransportError::NoSuchRing { index, limit })
+        }
+    }
+}
+
+impl Transport for VvuTransport {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.device.poll_fd()
+    }
+
+    fn next(&mut self) -> Option<Event> {
+        if let Some(gone) = self.doomed.take() {
+            self.device.disconnect();
+            return Some(Event::Disconnected(gone));
+        }
+        Some(match self.device.next()? {
+            LinkEvent::Connected => Event::Connected,
+            LinkEvent::Disconnected(Loss::Closed) => Event::Disconnected(Gone::Closed),
+            LinkEvent::Disconnected(Loss::Failed(error)) => {
+                Event::Disconnected(Gone::Failed(error.to_string()))
+            }
+            LinkEvent::Message(bytes) => match parse(bytes) {
+                Ok(message) => Event::Message(Incoming {
+                    message,
+                    attached: Vec::new(),
+                }),
+                Err(gone) => {
+                    self.device.disconnect();
+                    Event::Disconnected(gone)
+                }
+            },
+        })
+    }
+
+    fn send(&mut self, message: &Message) -> Result<(), TransportError> {
+        if self.doomed.is_some() {
+            return Err(TransportError::NotConnected);
+        }
+        let size = u32::try_from(message.payload.len())
+            .map_err(|_| TransportError::Send("the message is too long".to_owned()))?;
+        let words = [message.request, message.flags, size].map(u32::to_le_bytes);
+        match self.device.send(&[words.as_flattened(), &message.payload]) {
+            Ok(()) => Ok(()),
+            Err(DeviceError::NotConnected) => Err(TransportError::NotConnected),
+            Err(error) => {
+                self.doomed = Some(Gone::Failed(error.to_string()));
+                self.device.wake();
+                Err(TransportError::Send(error.to_string()))
+            }
+        }
+    }
+
+    fn protocol_features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn max_rings(&self) -> u16 {
+        self.device.identity().rings
+    }
+
+    fn map_memory(
+        &mut self,
+        regions: &[RegionRequest],
+        attached: Vec<OwnedFd>,
+        _whole: bool,
+    ) -> Result<Vec<Region>, TransportError> {
+        expect_none(&attached, "a memory region")?;
+        let extents: Vec<_> = regions
+            .iter()
+            .map(|region| Extent {
+                size: region.size,
+                mmap_offset: region.mmap_offset,
+            })
+            .collect();
+        let areas = self.device.map(&extents).map_err(map_error)?;
+        let regions = regions.iter().zip(areas).map(|(region, bytes)| Region {
+            guest_addr: region.guest_addr,
+            user_addr: region.user_addr,
+            bytes,
+        });
+        Ok(regions.collect())
+    }
+
+    fn kick(
+        &mut self,
+        index: u16,
+        nofd: bool,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Kick, TransportError> {
+        expect_none(&attached, "a kick")?;
+        self.check_ring(index)?;
+        if nofd {
+            return Ok(Kick::Polled);
+        }
+        let fd = self
+            .device
+            .kick(index)
+            .map_err(|error| TransportError::Send(error.to_string()))?;
+        Ok(fd.map_or(Kick::Polled, Kick::Event))
+    }
+
+    fn call(
+        &mut self,
+        index: u16,
+        nofd: bool,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Call, TransportError> {
+        expect_none(&attached, "a call")?;
+        self.check_ring(index)?;
+        if nofd {
+            return Ok(Call::Silent);
+        }
+        let limit = self.max_rings();
+        let (register, number) = self
+            .device
+            .doorbell(index)
+            .ok_or(TransportError::NoSuchRing { index, limit })?;
+        Ok(Call::Doorbell(register, number))
+    }
+
+    fn err(
+        &mut self,
+        index: u16,
+        nofd: bool,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Call, TransportError> {
+        expect_none(&attached, "an error signal")?;
+        self.check_ring(index)?;
+        // Devices without error doorbells are common, and nobody depends on the signal.
+        Ok(match self.device.error_doorbell(index) {
+            Some((register, number)) if !nofd => Call::Doorbell(register, number),
+            _ => Call::Silent,
+        })
+    }
+
+    fn disconnect(&mut self) {
+        self.doomed = None;
+        self.device.disconnect();
+    }
+
+    fn shutdown(&mut self) {
+        self.doomed = None;
+        self.device.shutdown();
+    }
+}
+
+/// One buffer is one message (draft, "device operation"); bytes beyond it mean nothing.
+fn parse(bytes: Vec<u8>) -> Result<Message, Gone> {
+    let found = bytes.len();
+    let short = || Gone::Violation(format!("a message of {found} bytes is incomplete"));
+    let word = |at: usize| {
+        let bytes = bytes.get(at..)?.first_chunk()?;
+        Some(u32::from_le_bytes(*bytes))
+    };
+    let (Some(request), Some(flags), Some(size)) = (word(0), word(4), word(8)) else {
+        return Err(short());
+    };
+    if flags & 3 != 1 {
+        return Err(Gone::Violation(format!(
+            "message {request} has version {} instead of 1",
+            flags & 3
+        )));
+    }
+    let payload = usize::try_from(size)
+        .ok()
+        .and_then(|size| bytes.get(HEADER_LEN..)?.get(..size))
+        .ok_or_else(short)?;
+    Ok(Message {
+        request,
+        flags,
+        payload: payload.to_vec(),
+    })
+}
+
+fn expect_none(attached: &[OwnedFd], what: &'static str) -> Result<(), TransportError> {
+    match attached.len() {
+        0 => Ok(()),
+        found => Err(TransportError::Attached {
+            what,
+            found,
+            expected: 0,
+        }),
+    }
+}
+
+fn map_error(error: DeviceError) -> TransportError {
+    match error {
+        DeviceError::Place(PlaceError::Window { start, end, window }) => TransportError::Window {
+            start,
+            size: end.saturating_sub(start),
+            window,
+        },
+        error => TransportError::Send(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {}
