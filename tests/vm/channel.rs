@@ -14,7 +14,7 @@ use crate::wire::{self, Event, Request};
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq)]
-pub enum End {
+pub(crate) enum End {
     /// A program ended.
     Exited { code: Option<i32>, signal: Option<i32> },
     /// It was carried out.
@@ -27,7 +27,7 @@ pub enum End {
 
 /// What is known about a request so far.
 #[derive(Debug, Default)]
-pub struct Call {
+pub(crate) struct Call {
     pub pid: Option<u32>,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
@@ -71,7 +71,7 @@ struct State {
 }
 
 /// The line to one guest. It survives resets of the guest, not the end of its QEMU.
-pub struct Channel {
+pub(crate) struct Channel {
     state: Mutex<State>,
     changed: Condvar,
     line: Mutex<UnixStream>,
@@ -79,7 +79,7 @@ pub struct Channel {
 
 impl Channel {
     /// Starts reading a connection.
-    pub fn new(line: UnixStream) -> Result<Arc<Channel>> {
+    pub(crate) fn new(line: UnixStream) -> Result<Arc<Channel>> {
         let reader = line.try_clone()?;
         line.set_write_timeout(Some(Duration::from_secs(20)))?;
         let channel = Arc::new(Channel {
@@ -93,17 +93,17 @@ impl Channel {
     }
 
     /// Boots that the agent has announced so far.
-    pub fn boots(&self) -> u32 {
+    pub(crate) fn boots(&self) -> u32 {
         self.state().boots
     }
 
     /// QEMU has closed the line.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.state().closed
     }
 
     /// Sends a request and returns its id. Output is also written to `log`.
-    pub fn request(&self, request: &Request, log: Option<File>) -> Result<u32> {
+    pub(crate) fn request(&self, request: &Request, log: Option<File>) -> Result<u32> {
         let mut state = self.state();
         state.next_id += 1;
         let id = state.next_id;
@@ -116,12 +116,12 @@ impl Channel {
     }
 
     /// Waits until a call's state makes `look` return something, or the time is over.
-    pub fn wait<T>(&self, id: u32, deadline: Instant, mut look: impl FnMut(&Call) -> Option<T>) -> Option<T> {
+    pub(crate) fn wait<T>(&self, id: u32, deadline: Instant, mut look: impl FnMut(&Call) -> Option<T>) -> Option<T> {
         self.wait_state(deadline, |state| state.calls.get(&id).and_then(&mut look))
     }
 
     /// Waits until the agent has announced that many boots or the line is closed.
-    pub fn wait_boots(&self, boots: u32, deadline: Instant) -> bool {
+    pub(crate) fn wait_boots(&self, boots: u32, deadline: Instant) -> bool {
         let reached = |state: &State| (state.boots >= boots || state.closed).then_some(state.boots >= boots);
         self.wait_state(deadline, reached).unwrap_or(false)
     }

@@ -8,34 +8,34 @@ const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_777;
 
 /// Writes entries, then the trailer at [`Archive::finish`].
-pub struct Archive<W> {
+pub(crate) struct Archive<W> {
     out: W,
     entries: u32,
 }
 
 impl<W: Write> Archive<W> {
     /// Starts an archive.
-    pub fn new(out: W) -> Self {
+    pub(crate) fn new(out: W) -> Self {
         Archive { out, entries: 0 }
     }
 
     /// Adds a directory; its parent must precede it.
-    pub fn directory(&mut self, path: &str) -> io::Result<()> {
+    pub(crate) fn directory(&mut self, path: &str) -> io::Result<()> {
         self.entry(path, DIRECTORY, &[])
     }
 
     /// Adds a file with the given permission bits.
-    pub fn file(&mut self, path: &str, mode: u32, data: &[u8]) -> io::Result<()> {
+    pub(crate) fn file(&mut self, path: &str, mode: u32, data: &[u8]) -> io::Result<()> {
         self.entry(path, REGULAR | mode, data)
     }
 
     /// Adds a symbolic link.
-    pub fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
+    pub(crate) fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
         self.entry(path, SYMLINK, target.as_bytes())
     }
 
     /// Ends the archive.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub(crate) fn finish(mut self) -> io::Result<()> {
         self.entry("TRAILER!!!", 0, &[])?;
         self.out.flush()
     }

@@ -1,7 +1,6 @@
 //! One virtual machine under test.
 
-use std::cell::Cell;
-use std::fs::File;
+use std::cell::{Cell, RefCell};
 use std::net::Ipv4Addr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,7 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::channel::{Channel, End};
+use crate::channel::Channel;
+use crate::job::{COMMAND, Job, Output};
 use crate::lab::Room;
 use crate::process::Process;
 use crate::qemu::Arguments;
@@ -24,12 +24,9 @@ use crate::wire::{CHUNK, Request, Task};
 /// Longest boot, with other guests booting beside it on slow processors.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// Longest command, unless the caller knows better.
-const COMMAND: Duration = Duration::from_secs(30);
-
 /// What a guest is made of; enough to start it again.
 #[derive(Debug, Clone)]
-pub struct Blueprint {
+pub(crate) struct Blueprint {
     pub name: String,
     pub arguments: Arguments,
     pub agent_socket: PathBuf,
@@ -41,7 +38,7 @@ pub struct Blueprint {
 
 /// A virtio-vhost-user function of an appliance.
 #[derive(Debug, Clone)]
-pub struct Function {
+pub(crate) struct Function {
     pub bdf: String,
     pub socket: PathBuf,
 }
@@ -60,23 +57,12 @@ pub struct Guest {
 struct Machine {
     process: Process,
     channel: Arc<Channel>,
-    monitor: UnixStream,
-}
-
-/// What a finished program left behind.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Output {
-    /// Exit code, absent when a signal ended it.
-    pub code: Option<i32>,
-    /// Standard output.
-    pub stdout: String,
-    /// Standard error.
-    pub stderr: String,
+    monitor: RefCell<Qmp>,
 }
 
 impl Guest {
     /// Starts the machine.
-    pub(crate) fn start(room: Rc<Room>, blueprint: Blueprint) -> Result<Guest> {
+    pub(crate) fn boot(room: Rc<Room>, blueprint: Blueprint) -> Result<Guest> {
         let machine = Machine::start(&room, &blueprint)?;
         Ok(Guest { room, blueprint, machine, boots: Cell::new(1) })
     }
@@ -96,9 +82,9 @@ impl Guest {
         self.blueprint.mac
     }
 
-    /// PCI address of its virtio-vhost-user function with that number.
-    pub fn function(&self, number: usize) -> String {
-        self.blueprint.functions[number].bdf.clone()
+    /// PCI addresses of its virtio-vhost-user functions.
+    pub fn functions(&self) -> impl Iterator<Item = &str> {
+        self.blueprint.functions.iter().map(|function| function.bdf.as_str())
     }
 
     pub(crate) fn function_socket(&self, number: usize) -> &Path {
@@ -121,14 +107,14 @@ impl Guest {
 
     /// Runs a program to its end and fails unless it succeeds.
     pub fn run(&self, argv: &[&str]) -> Result<Output> {
-        let output = self.start_job(argv)?.wait(COMMAND)?;
+        let output = self.start(argv)?.wait(COMMAND)?;
         let said = output.stderr.trim();
         ensure!(output.code == Some(0), "{}: {} ended with {:?}: {said}", self.name(), argv.join(" "), output.code);
         Ok(output)
     }
 
     /// Starts a program that runs beside others.
-    pub fn start_job(&self, argv: &[&str]) -> Result<Job> {
+    pub fn start(&self, argv: &[&str]) -> Result<Job> {
         let argv: Vec<String> = argv.iter().map(|word| (*word).to_owned()).collect();
         let name = argv.first().map(|program| program.rsplit('/').next().unwrap_or(program).to_owned());
         self.request(name.unwrap_or_default(), &Request::Spawn { argv })
@@ -137,6 +123,12 @@ impl Guest {
     /// Starts a task of the agent.
     pub fn start_task(&self, task: Task) -> Result<Job> {
         self.request("task".into(), &Request::Run(task))
+    }
+
+    /// Starts a task of the agent that keeps to one processor.
+    pub fn start_task_on(&self, processor: u32, task: &Task) -> Result<Job> {
+        let mask = format!("{:x}", 1 << processor);
+        self.start(&["taskset", &mask, "/init", "task", &serde_json::to_string(task)?])
     }
 
     /// Runs a task of the agent to its end and returns its report.
@@ -164,8 +156,7 @@ impl Guest {
     /// Presses the reset button. The guest boots again.
     pub fn reset(&self) -> Result<()> {
         self.boots.set(self.boots.get() + 1);
-        self.monitor()?.execute("system_reset", json!({}))?;
-        Ok(())
+        self.execute("system_reset", json!({})).map(drop)
     }
 
     /// Lets the guest's kernel reboot.
@@ -187,19 +178,16 @@ impl Guest {
 
     /// Plugs memory in; the guest takes it into use by itself.
     pub fn hot_add_memory(&self, mib: u64) -> Result<()> {
-        let mut monitor = self.monitor()?;
-        let size = mib << 20;
-        monitor.execute(
-            "object-add",
-            json!({ "qom-type": "memory-backend-memfd", "id": "more", "size": size, "share": true }),
-        )?;
-        monitor.execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }))?;
+        let backend = json!({ "qom-type": "memory-backend-memfd", "id": "more", "size": mib << 20, "share": true });
+        self.execute("object-add", backend)?;
+        self.execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }))?;
         Ok(())
     }
 
     /// Carries out a monitor command.
     pub fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
-        self.monitor()?.execute(command, arguments)
+        let mut monitor = self.machine.monitor.borrow_mut();
+        monitor.execute(command, arguments).with_context(|| format!("the monitor of {}", self.name()))
     }
 
     /// What QEMU itself has printed.
@@ -207,16 +195,11 @@ impl Guest {
         self.machine.process.output().trim().to_owned()
     }
 
-    fn monitor(&self) -> Result<Qmp> {
-        let log = self.room.log(&format!("{}-monitor", self.name()))?;
-        Qmp::attach(self.machine.monitor.try_clone()?, log).with_context(|| format!("the monitor of {}", self.name()))
-    }
-
     fn request(&self, name: String, request: &Request) -> Result<Job> {
         self.ready()?;
         let log = self.room.log(&format!("{}-{name}", self.name()))?;
         let id = self.machine.channel.request(request, Some(log))?;
-        Ok(Job { name: format!("{name} in {}", self.name()), channel: self.machine.channel.clone(), id })
+        Ok(Job::new(format!("{name} in {}", self.name()), self.machine.channel.clone(), id))
     }
 }
 
@@ -228,8 +211,9 @@ impl Machine {
         let log = room.log_path(&format!("{}-qemu", blueprint.name));
         let mut process = Process::start(&blueprint.name, &room.qemu().program, blueprint.arguments.list(), &log)?;
         let channel = Channel::new(accept(&agent, &mut process)?)?;
-        let monitor = accept(&monitor, &mut process)?;
-        Ok(Machine { process, channel, monitor })
+        let log = room.log(&format!("{}-monitor", blueprint.name))?;
+        let monitor = Qmp::new(accept(&monitor, &mut process)?, log)?;
+        Ok(Machine { process, channel, monitor: RefCell::new(monitor) })
     }
 }
 
@@ -255,103 +239,4 @@ fn accept(listener: &UnixListener, process: &mut Process) -> Result<UnixStream> 
         ensure!(Instant::now() < deadline, "QEMU did not open its sockets: {}", process.output().trim());
         thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// A program that runs in a guest.
-pub struct Job {
-    name: String,
-    channel: Arc<Channel>,
-    id: u32,
-}
-
-impl Job {
-    /// Its process id in the guest.
-    pub fn pid(&self) -> Result<u32> {
-        let known = self.channel.wait(self.id, Instant::now() + COMMAND, |call| match &call.end {
-            Some(End::Failed(why)) => Some(Err(why.clone())),
-            _ => call.pid.map(Ok),
-        });
-        match known {
-            Some(Ok(pid)) => Ok(pid),
-            Some(Err(why)) => bail!("{}: {why}", self.name),
-            None => bail!("{} did not start", self.name),
-        }
-    }
-
-    /// Whether it has ended, in whatever way.
-    pub fn has_ended(&self) -> bool {
-        self.channel.wait(self.id, Instant::now(), |call| call.end.clone()).is_some()
-    }
-
-    /// Everything it has printed so far, standard error first.
-    pub fn printed(&self) -> String {
-        let all = self.channel.wait(self.id, Instant::now(), |call| {
-            let bytes = [call.stderr.as_slice(), call.stdout.as_slice()].concat();
-            Some(String::from_utf8_lossy(&bytes).into_owned())
-        });
-        all.unwrap_or_default()
-    }
-
-    /// Waits until it has printed a text.
-    pub fn wait_for_text(&self, text: &str, patience: Duration) -> Result<()> {
-        let contains = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(text);
-        let found = self.channel.wait(self.id, Instant::now() + patience, |call| {
-            let found = contains(&call.stderr) || contains(&call.stdout);
-            (found || call.end.is_some()).then_some(found)
-        });
-        ensure!(found == Some(true), "{} did not print {text:?} within {patience:?}: {}", self.name, self.printed());
-        Ok(())
-    }
-
-    /// Waits for its end.
-    pub fn wait(&self, patience: Duration) -> Result<Output> {
-        let ended = self.channel.wait(self.id, Instant::now() + patience, |call| {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            Some((call.end.clone()?, text(&call.stdout), text(&call.stderr)))
-        });
-        match ended {
-            Some((End::Exited { code, .. }, stdout, stderr)) => Ok(Output { code, stdout, stderr }),
-            Some((End::Done, stdout, stderr)) => Ok(Output { code: Some(0), stdout, stderr }),
-            Some((End::Failed(why), ..)) => bail!("{}: {why}", self.name),
-            Some((End::Lost, ..)) => bail!("{} was lost: the guest was reset or ended", self.name),
-            None => bail!("{} did not end within {patience:?}; it printed: {}", self.name, self.printed()),
-        }
-    }
-
-    /// Waits for its end and reads its report.
-    pub fn report<T: DeserializeOwned>(&self, patience: Duration) -> Result<T> {
-        let output = self.wait(patience)?;
-        ensure!(output.code == Some(0), "{} failed: {}", self.name, output.stderr.trim());
-        serde_json::from_str(&output.stdout).with_context(|| format!("{} reported {}", self.name, output.stdout))
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: i32) -> Result<()> {
-        let id = self.channel.request(&Request::Signal { pid: self.pid()?, signal }, None)?;
-        Job { name: format!("signal {signal} to {}", self.name), channel: self.channel.clone(), id }.wait(COMMAND)?;
-        Ok(())
-    }
-
-    /// Ends it with SIGKILL.
-    pub fn kill(&self) -> Result<()> {
-        self.signal(nix::libc::SIGKILL)?;
-        self.wait(COMMAND).map(drop)
-    }
-
-    /// Asks it to end with SIGTERM and waits for that.
-    pub fn stop(&self) -> Result<Output> {
-        self.signal(nix::libc::SIGTERM)?;
-        self.wait(COMMAND)
-    }
-}
-
-impl std::fmt::Debug for Job {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// Appends to a log; each writer has its own handle.
-pub(crate) fn open_log(path: &Path) -> Result<File> {
-    File::options().create(true).append(true).open(path).with_context(|| format!("opening {}", path.display()))
 }

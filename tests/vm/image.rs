@@ -13,12 +13,12 @@ use crate::kernel::{self, Kernel};
 /// Shell commands that people expect; all are busybox.
 const APPLETS: &[&str] = &[
     "sh", "ls", "cat", "ip", "ps", "dmesg", "free", "grep", "head", "tail", "kill", "mkdir", "mount", "ping", "sleep",
-    "top", "hexdump", "lspci", "reboot",
+    "taskset", "top", "hexdump", "lspci", "reboot",
 ];
 
 /// What a guest is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// Runs `vvu` on virtio-vhost-user functions. No virtio driver is loaded: it would claim them.
     Appliance,
     /// Has an ordinary virtio-net interface.
@@ -35,7 +35,7 @@ impl Role {
 }
 
 /// Writes the image of a role.
-pub fn write(role: Role, kernel: &Kernel, path: &Path) -> Result<()> {
+pub(crate) fn write(role: Role, kernel: &Kernel, path: &Path) -> Result<()> {
     let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     let mut image = Archive::new(BufWriter::new(file));
     for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {

@@ -12,14 +12,14 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 
 /// An unpacked kernel package.
 #[derive(Debug, Clone)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// The compressed kernel that QEMU's `-kernel` takes.
     pub vmlinuz: PathBuf,
     modules: PathBuf,
 }
 
 /// A kernel module: its name and its object file's contents.
-pub struct Module {
+pub(crate) struct Module {
     /// Name as in `/proc/modules`, with underscores.
     pub name: String,
     /// The object file.
@@ -30,7 +30,7 @@ impl Kernel {
     /// The kernel from the cache, or downloaded into it.
     ///
     /// `VVU_TEST_KERNEL` may name a directory with an unpacked kernel package instead.
-    pub fn get() -> Result<Kernel> {
+    pub(crate) fn get() -> Result<Kernel> {
         let root = match std::env::var_os("VVU_TEST_KERNEL") {
             Some(directory) => directory.into(),
             None => package(&kernel_package()?)?,
@@ -42,7 +42,7 @@ impl Kernel {
 
     /// The named modules and everything they need, in the order in which they can be loaded.
     /// Modules built into the kernel are left out.
-    pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
+    pub(crate) fn modules(&self, names: &[&str]) -> Result<Vec<Module>> {
         let mut loader = Loader {
             files: Vec::new(),
             seen: HashSet::new(),
@@ -122,7 +122,7 @@ fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
 }
 
 /// A statically linked busybox, for people who look around in a guest, and for its `ip`.
-pub fn busybox() -> Result<PathBuf> {
+pub(crate) fn busybox() -> Result<PathBuf> {
     if let Some(directory) = std::env::var_os("VVU_TEST_KERNEL") {
         let unpacked = Path::new(&directory).join("bin/busybox");
         if unpacked.exists() {
@@ -133,7 +133,7 @@ pub fn busybox() -> Result<PathBuf> {
 }
 
 /// Where downloads and builds are kept between runs.
-pub fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     let base = std::env::var_os("VVU_CACHE").map(PathBuf::from);
     let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("XDG_CACHE_HOME")?).join("vvu")));
     let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/vvu")));

@@ -6,20 +6,13 @@
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
-//! use vvu_tests::{Lab, traffic};
+//! use vvu_tests::{Lab, start_vvu, traffic};
 //!
 //! let lab = Lab::new("ping")?;
 //! let appliance = lab.appliance().functions(2).boot()?;
 //! let a = lab.neighbour("a").via(&appliance, 0).mtu(9000).boot()?;
 //! let b = lab.neighbour("b").via(&appliance, 1).mtu(9000).boot()?;
-//! for function in 0..2 {
-//!     appliance.run(&["vvu", "bind", &appliance.function(function)])?;
-//! }
-//! let switch = appliance.start(&[
-//!     "vvu", "net",
-//!     "--port", &format!("vvu:{}", appliance.function(0)),
-//!     "--port", &format!("vvu:{}", appliance.function(1)),
-//! ])?;
+//! let switch = start_vvu(&appliance)?;
 //! let report = traffic::ping(&a, &b, 1472, 10)?;
 //! assert_eq!(report.lost(), 0);
 //! switch.stop()?;
@@ -30,7 +23,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `lab` | [`Lab`]: the scratch directory, the builders of its guests, programs on the host |
-//! | `guest` | [`Guest`]: one VM: boot, reset, kill, hot-add memory, run commands; [`Job`] |
+//! | `guest`, `job` | [`Guest`]: one VM: boot, reset, kill, hot-add memory; [`Job`]: a program in it |
 //! | `channel` | the host's end of the agent's serial port |
 //! | `wire` | what host and agent say to each other |
 //! | `traffic` | ping, TCP with checksums and frame blasts between guests |
@@ -48,6 +41,7 @@ mod channel;
 mod cpio;
 mod guest;
 mod image;
+mod job;
 mod kernel;
 mod lab;
 mod process;
@@ -58,7 +52,8 @@ pub mod traffic;
 mod trio;
 pub mod wire;
 
-pub use guest::{Guest, Job, Output};
+pub use guest::Guest;
+pub use job::{Job, Output};
 pub use lab::{Appliance, Lab, Neighbour};
 pub use process::Process;
-pub use trio::Trio;
+pub use trio::{HostTrio, Trio, start_vvu, start_vvu_with};

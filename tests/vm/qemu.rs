@@ -18,7 +18,7 @@ const FIRMWARE: [&str; 2] = ["/usr/share/seabios", "/usr/share/qemu"];
 
 /// A QEMU with the virtio-vhost-user device.
 #[derive(Debug, Clone)]
-pub struct Qemu {
+pub(crate) struct Qemu {
     /// The program.
     pub program: PathBuf,
     version: (u32, u32),
@@ -26,7 +26,7 @@ pub struct Qemu {
 
 impl Qemu {
     /// The program that `VVU_QEMU` names, else the one that `qemu-patches/build` makes.
-    pub fn get() -> Result<Qemu> {
+    pub(crate) fn get() -> Result<Qemu> {
         static QEMU: OnceLock<Qemu> = OnceLock::new();
         if let Some(qemu) = QEMU.get() {
             return Ok(qemu.clone());
@@ -39,8 +39,14 @@ impl Qemu {
         Ok(QEMU.get_or_init(|| Qemu { program, version }).clone())
     }
 
+    /// Whether it has the virtio-vhost-user function.
+    pub(crate) fn has_function(&self) -> Result<bool> {
+        let output = Command::new(&self.program).args(["-device", "help"]).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains("virtio-vhost-user-pci"))
+    }
+
     /// The option of a client socket that tries again every tenth of a second, or in old releases every second.
-    pub fn reconnect(&self) -> &'static str {
+    pub(crate) fn reconnect(&self) -> &'static str {
         if self.version >= (9, 2) { "reconnect-ms=100" } else { "reconnect=1" }
     }
 }
@@ -74,11 +80,11 @@ fn version(program: &Path) -> Result<(u32, u32)> {
 
 /// The arguments of one QEMU process.
 #[derive(Debug, Clone, Default)]
-pub struct Arguments(Vec<String>);
+pub(crate) struct Arguments(Vec<String>);
 
 impl Arguments {
     /// What every guest has: no default devices, a console in a file, and sockets for agent and monitor.
-    pub fn new(name: &str, accelerator: Accelerator, console: &Path, agent: &Path, monitor: &Path) -> Arguments {
+    pub(crate) fn new(name: &str, accelerator: Accelerator, console: &Path, agent: &Path, monitor: &Path) -> Arguments {
         let mut arguments = Arguments::default();
         arguments.option("-name", name);
         arguments.option("-accel", accelerator.argument());
@@ -101,20 +107,20 @@ impl Arguments {
     }
 
     /// Adds `-name value`.
-    pub fn option(&mut self, name: &str, value: impl Into<String>) {
+    pub(crate) fn option(&mut self, name: &str, value: impl Into<String>) {
         self.0.push(name.into());
         self.0.push(value.into());
     }
 
     /// Adds the kernel, its first root file system and the command line.
-    pub fn boot(&mut self, kernel: &Path, image: &Path, extra: &str) {
+    pub(crate) fn boot(&mut self, kernel: &Path, image: &Path, extra: &str) {
         self.option("-kernel", kernel.display().to_string());
         self.option("-initrd", image.display().to_string());
         self.option("-append", format!("console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable {extra}"));
     }
 
     /// The finished list.
-    pub fn list(&self) -> &[String] {
+    pub(crate) fn list(&self) -> &[String] {
         &self.0
     }
 }

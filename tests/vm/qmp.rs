@@ -8,25 +8,29 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-/// A monitor connection.
+/// A monitor connection. QEMU greets when its main loop runs, which is after it has found its
+/// vhost-user back-end; so the greeting is awaited by the first command.
 #[derive(Debug)]
-pub struct Qmp {
+pub(crate) struct Qmp {
     monitor: BufReader<UnixStream>,
     log: File,
+    greeted: bool,
 }
 
 impl Qmp {
-    /// Takes over a connection that QEMU has opened: reads its greeting and leaves negotiation mode.
-    pub fn new(monitor: UnixStream, log: File) -> Result<Qmp> {
+    /// Takes over a connection that QEMU has just opened.
+    pub(crate) fn new(monitor: UnixStream, log: File) -> Result<Qmp> {
         monitor.set_read_timeout(Some(Duration::from_secs(20)))?;
-        let mut qmp = Qmp { monitor: BufReader::new(monitor), log };
-        qmp.line().context("QEMU's greeting")?;
-        qmp.execute("qmp_capabilities", json!({}))?;
-        Ok(qmp)
+        Ok(Qmp { monitor: BufReader::new(monitor), log, greeted: false })
     }
 
     /// Carries out one command and returns its result; events on the way are only logged.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        if !self.greeted {
+            self.line().context("QEMU's greeting")?;
+            self.greeted = true;
+            self.execute("qmp_capabilities", json!({}))?;
+        }
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.log, "> {request}")?;
         writeln!(self.monitor.get_mut(), "{request}")?;

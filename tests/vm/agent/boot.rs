@@ -12,7 +12,7 @@ use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 const LINE: &str = "/dev/ttyS1";
 
 /// Mounts, loads modules, sets the network up as the kernel's command line says, opens the line to the host.
-pub fn bring_up() -> Result<File> {
+pub(crate) fn bring_up() -> Result<File> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
         let no_data: Option<&str> = None;
         mount(Some(kind), target, Some(kind), MsFlags::empty(), no_data)

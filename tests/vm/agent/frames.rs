@@ -11,9 +11,10 @@ use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrLike, bind, sendmmsg, setsockopt,
+    AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockType, bind, sendmmsg, setsockopt,
     socket,
 };
+use nix::{setsockopt_impl, sockopt_impl};
 use vvu_tests::wire::BlastReport;
 
 /// Frames handed to the kernel in one system call.
@@ -22,10 +23,17 @@ const BURST: usize = 64;
 /// EtherType for local experiments (IEEE 802).
 const LOCAL_EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 
-nix::setsockopt_impl!(QdiscBypass, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, bool, nix::sys::socket::SetBool);
+sockopt_impl!(
+    /// Hand frames to the driver directly.
+    QdiscBypass,
+    SetOnly,
+    libc::SOL_PACKET,
+    libc::PACKET_QDISC_BYPASS,
+    bool
+);
 
 /// Sends frames for some time, past the traffic control layer, and counts those that the driver took.
-pub fn blast(device: &str, to: [u8; 6], size: u16, millis: u64) -> Result<BlastReport> {
+pub(crate) fn blast(device: &str, to: [u8; 6], size: u16, millis: u64) -> Result<BlastReport> {
     let socket = packet_socket(device)?;
     let mut frame = vec![0; size.max(60).into()];
     frame[..6].copy_from_slice(&to);
@@ -64,7 +72,7 @@ fn packet_socket(device: &str) -> Result<OwnedFd> {
 }
 
 /// Counts what the driver receives.
-pub fn count(device: &str, millis: u64) -> Result<BlastReport> {
+pub(crate) fn count(device: &str, millis: u64) -> Result<BlastReport> {
     let file = format!("/sys/class/net/{device}/statistics/rx_packets");
     let read = || -> Result<u64> { Ok(fs::read_to_string(&file)?.trim().parse()?) };
     let (start, before) = (Instant::now(), read()?);

@@ -18,7 +18,7 @@ const ECHO_REQUEST: u8 = 8;
 const HEADER: usize = 8;
 
 /// Sends `count` requests one after the other, each after the reply to the one before.
-pub fn ping(to: Ipv4Addr, size: u16, count: u32, interval_ms: u64, timeout_ms: u64) -> Result<PingReport> {
+pub(crate) fn ping(to: Ipv4Addr, size: u16, count: u32, interval_ms: u64, timeout_ms: u64) -> Result<PingReport> {
     let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)
         .context("opening an ICMP socket")?;
     let identifier = std::process::id() as u16;

@@ -38,7 +38,7 @@ impl Host {
 }
 
 /// Serves until the line fails.
-pub fn serve(line: File) -> Result<()> {
+pub(crate) fn serve(line: File) -> Result<()> {
     let mut requests = BufReader::new(line.try_clone()?);
     let mut writer = line.try_clone()?;
     wire::begin(&mut writer)?;

@@ -14,7 +14,7 @@ const BLOCK: usize = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Accepts one connection and reads it to its end.
-pub fn receive(port: u16, verify: bool) -> Result<TcpReport> {
+pub(crate) fn receive(port: u16, verify: bool) -> Result<TcpReport> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listening")?;
     let (mut connection, _) = listener.accept().context("accepting")?;
     let start = Instant::now();
@@ -35,7 +35,7 @@ pub fn receive(port: u16, verify: bool) -> Result<TcpReport> {
 }
 
 /// Sends `bytes` bytes and waits until the receiver has closed.
-pub fn send(to: SocketAddr, bytes: u64, seed: u64, verify: bool) -> Result<TcpReport> {
+pub(crate) fn send(to: SocketAddr, bytes: u64, seed: u64, verify: bool) -> Result<TcpReport> {
     let mut connection = connect(to)?;
     let start = Instant::now();
     let mut stream = Stream::new(seed);

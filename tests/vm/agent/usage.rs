@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use vvu_tests::wire::CpuReport;
 
 /// Watches a process for some time.
-pub fn watch(pid: u32, millis: u64) -> Result<CpuReport> {
+pub(crate) fn watch(pid: u32, millis: u64) -> Result<CpuReport> {
     let (start, before) = (Instant::now(), run_time(pid)?);
     thread::sleep(Duration::from_millis(millis));
     let busy_nanos = run_time(pid)?.saturating_sub(before);
