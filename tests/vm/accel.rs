@@ -40,6 +40,13 @@ pub fn choose(lab: &Lab) -> Accelerator {
 }
 
 fn boots_under_kvm(lab: &Lab) -> bool {
-    let openable = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    openable && lab.probe(Accelerator::Kvm).is_ok_and(|guest| guest.ready_within(PROBE).is_ok())
+    let openable = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    openable
+        && lab
+            .probe(Accelerator::Kvm)
+            .is_ok_and(|guest| guest.ready_within(PROBE).is_ok())
 }

@@ -2,12 +2,11 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+use serde_json::Value;
 
 /// The guest agent.
 pub fn agent() -> Result<PathBuf> {
@@ -43,19 +42,37 @@ fn once(cell: &OnceLock<PathBuf>, make: impl FnOnce() -> Result<PathBuf>) -> Res
     Ok(cell.get_or_init(|| made).clone())
 }
 
-/// Other flags than the rest of the workspace, so another target directory: neither rebuilds the other.
+/// The workspace links statically (`.cargo/config.toml`), so what cargo builds can be `/init`.
 fn build(package: &str, program: &str) -> Result<PathBuf> {
-    let directory = target().join("guest");
-    let manifest = repository().join("Cargo.toml");
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--release", "--target", TARGET, "-p", package, "--bin", program])
-        .arg("--manifest-path")
-        .arg(&manifest)
-        .arg("--target-dir")
-        .arg(&directory)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .status()
+    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "-p",
+            package,
+            "--bin",
+            program,
+        ])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(repository())
+        .stderr(Stdio::inherit())
+        .output()
         .context("running cargo")?;
-    ensure!(status.success(), "cargo could not build {program} of {package}");
-    Ok(directory.join(TARGET).join("release").join(program))
+    ensure!(
+        output.status.success(),
+        "cargo could not build {program} of {package}"
+    );
+    let built = output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| executable(line, program));
+    built.with_context(|| format!("cargo does not say where {program} is"))
+}
+
+/// Where a program is, if this line of cargo's is about it.
+fn executable(line: &[u8], program: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_slice(line).ok()?;
+    (message["target"]["name"] == program)
+        .then(|| message["executable"].as_str().map(PathBuf::from))?
 }

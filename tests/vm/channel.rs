@@ -16,7 +16,10 @@ use crate::wire::{self, Event, Request};
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum End {
     /// A program ended.
-    Exited { code: Option<i32>, signal: Option<i32> },
+    Exited {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
     /// It was carried out.
     Done,
     /// The agent could not carry it out.
@@ -108,7 +111,14 @@ impl Channel {
         state.next_id += 1;
         let id = state.next_id;
         let end = state.closed.then_some(End::Lost);
-        state.calls.insert(id, Call { log, end, ..Call::default() });
+        state.calls.insert(
+            id,
+            Call {
+                log,
+                end,
+                ..Call::default()
+            },
+        );
         drop(state);
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         wire::send(&mut *line, id, request).context("the line to the agent")?;
@@ -116,24 +126,38 @@ impl Channel {
     }
 
     /// Waits until a call's state makes `look` return something, or the time is over.
-    pub(crate) fn wait<T>(&self, id: u32, deadline: Instant, mut look: impl FnMut(&Call) -> Option<T>) -> Option<T> {
+    pub(crate) fn wait<T>(
+        &self,
+        id: u32,
+        deadline: Instant,
+        mut look: impl FnMut(&Call) -> Option<T>,
+    ) -> Option<T> {
         self.wait_state(deadline, |state| state.calls.get(&id).and_then(&mut look))
     }
 
     /// Waits until the agent has announced that many boots or the line is closed.
     pub(crate) fn wait_boots(&self, boots: u32, deadline: Instant) -> bool {
-        let reached = |state: &State| (state.boots >= boots || state.closed).then_some(state.boots >= boots);
+        let reached =
+            |state: &State| (state.boots >= boots || state.closed).then_some(state.boots >= boots);
         self.wait_state(deadline, reached).unwrap_or(false)
     }
 
-    fn wait_state<T>(&self, deadline: Instant, mut look: impl FnMut(&State) -> Option<T>) -> Option<T> {
+    fn wait_state<T>(
+        &self,
+        deadline: Instant,
+        mut look: impl FnMut(&State) -> Option<T>,
+    ) -> Option<T> {
         let mut state = self.state();
         loop {
             if let Some(found) = look(&state) {
                 return Some(found);
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 

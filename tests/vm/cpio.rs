@@ -45,7 +45,21 @@ impl<W: Write> Archive<W> {
         let size = u32::try_from(data.len()).map_err(io::Error::other)?;
         let name_size = path.len() as u32 + 1;
         // inode, mode, uid, gid, links, mtime, size, device major/minor, rdev major/minor, name, check
-        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+        let fields = [
+            self.entries,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            size,
+            0,
+            0,
+            0,
+            0,
+            name_size,
+            0,
+        ];
         self.out.write_all(b"070701")?;
         for field in fields {
             write!(self.out, "{field:08x}")?;

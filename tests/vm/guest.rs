@@ -55,7 +55,7 @@ pub struct Guest {
 }
 
 struct Machine {
-    process: Process,
+    process: RefCell<Process>,
     channel: Arc<Channel>,
     monitor: RefCell<Qmp>,
 }
@@ -64,7 +64,12 @@ impl Guest {
     /// Starts the machine.
     pub(crate) fn boot(room: Rc<Room>, blueprint: Blueprint) -> Result<Guest> {
         let machine = Machine::start(&room, &blueprint)?;
-        Ok(Guest { room, blueprint, machine, boots: Cell::new(1) })
+        Ok(Guest {
+            room,
+            blueprint,
+            machine,
+            boots: Cell::new(1),
+        })
     }
 
     /// Its name in the lab.
@@ -74,7 +79,9 @@ impl Guest {
 
     /// Its address in the neighbours' network. An appliance has none.
     pub fn address(&self) -> Result<Ipv4Addr> {
-        self.blueprint.address.with_context(|| format!("{} has no address", self.name()))
+        self.blueprint
+            .address
+            .with_context(|| format!("{} has no address", self.name()))
     }
 
     /// The hardware address of its interface.
@@ -84,7 +91,10 @@ impl Guest {
 
     /// PCI addresses of its virtio-vhost-user functions.
     pub fn functions(&self) -> impl Iterator<Item = &str> {
-        self.blueprint.functions.iter().map(|function| function.bdf.as_str())
+        self.blueprint
+            .functions
+            .iter()
+            .map(|function| function.bdf.as_str())
     }
 
     pub(crate) fn function_socket(&self, number: usize) -> &Path {
@@ -98,10 +108,24 @@ impl Guest {
 
     /// Waits until the agent answers, or fails at the end of the time.
     pub fn ready_within(&self, patience: Duration) -> Result<()> {
-        let up = self.machine.channel.wait_boots(self.boots.get(), Instant::now() + patience);
-        ensure!(!self.machine.channel.is_closed(), "QEMU of {} has ended: {}", self.name(), self.qemu_output());
+        let up = self
+            .machine
+            .channel
+            .wait_boots(self.boots.get(), Instant::now() + patience);
+        if self.machine.channel.is_closed() {
+            let ended = self.machine.process.borrow_mut().ended()?;
+            bail!(
+                "QEMU of {} has ended with {ended:?}: {}",
+                self.name(),
+                self.qemu_output()
+            );
+        }
         ensure!(up, "{} has not booted within {patience:?}", self.name());
-        ensure!(self.machine.channel.boots() == self.boots.get(), "{} has rebooted by itself", self.name());
+        ensure!(
+            self.machine.channel.boots() == self.boots.get(),
+            "{} has rebooted by itself",
+            self.name()
+        );
         Ok(())
     }
 
@@ -109,14 +133,22 @@ impl Guest {
     pub fn run(&self, argv: &[&str]) -> Result<Output> {
         let output = self.start(argv)?.wait(COMMAND)?;
         let said = output.stderr.trim();
-        ensure!(output.code == Some(0), "{}: {} ended with {:?}: {said}", self.name(), argv.join(" "), output.code);
+        ensure!(
+            output.code == Some(0),
+            "{}: {} ended with {:?}: {said}",
+            self.name(),
+            argv.join(" "),
+            output.code
+        );
         Ok(output)
     }
 
     /// Starts a program that runs beside others.
     pub fn start(&self, argv: &[&str]) -> Result<Job> {
         let argv: Vec<String> = argv.iter().map(|word| (*word).to_owned()).collect();
-        let name = argv.first().map(|program| program.rsplit('/').next().unwrap_or(program).to_owned());
+        let name = argv
+            .first()
+            .map(|program| program.rsplit('/').next().unwrap_or(program).to_owned());
         self.request(name.unwrap_or_default(), &Request::Spawn { argv })
     }
 
@@ -128,7 +160,13 @@ impl Guest {
     /// Starts a task of the agent that keeps to one processor.
     pub fn start_task_on(&self, processor: u32, task: &Task) -> Result<Job> {
         let mask = format!("{:x}", 1 << processor);
-        self.start(&["taskset", &mask, "/init", "task", &serde_json::to_string(task)?])
+        self.start(&[
+            "taskset",
+            &mask,
+            "/init",
+            "task",
+            &serde_json::to_string(task)?,
+        ])
     }
 
     /// Runs a task of the agent to its end and returns its report.
@@ -138,7 +176,9 @@ impl Guest {
 
     /// Contents of a file.
     pub fn read(&self, path: &str) -> Result<String> {
-        let output = self.request("read".into(), &Request::Read { path: path.into() })?.wait(COMMAND)?;
+        let output = self
+            .request("read".into(), &Request::Read { path: path.into() })?
+            .wait(COMMAND)?;
         Ok(output.stdout)
     }
 
@@ -147,7 +187,12 @@ impl Guest {
         let mut chunks = data.chunks(CHUNK);
         let first = chunks.next().unwrap_or_default();
         for (number, chunk) in std::iter::once(first).chain(chunks).enumerate() {
-            let request = Request::Write { path: path.into(), data: chunk.into(), append: number > 0, mode };
+            let request = Request::Write {
+                path: path.into(),
+                data: chunk.into(),
+                append: number > 0,
+                mode,
+            };
             self.request("write".into(), &request)?.wait(COMMAND)?;
         }
         Ok(())
@@ -164,13 +209,15 @@ impl Guest {
         self.ready()?;
         self.boots.set(self.boots.get() + 1);
         let argv = ["/bin/reboot", "-f"].map(str::to_owned).to_vec();
-        self.machine.channel.request(&Request::Spawn { argv }, None)?;
+        self.machine
+            .channel
+            .request(&Request::Spawn { argv }, None)?;
         Ok(())
     }
 
     /// Ends QEMU with SIGKILL and starts it again with the same arguments.
     pub fn kill_and_boot(&mut self) -> Result<()> {
-        self.machine.process.kill()?;
+        self.machine.process.get_mut().kill()?;
         self.machine = Machine::start(&self.room, &self.blueprint)?;
         self.boots.set(1);
         Ok(())
@@ -180,26 +227,35 @@ impl Guest {
     pub fn hot_add_memory(&self, mib: u64) -> Result<()> {
         let backend = json!({ "qom-type": "memory-backend-memfd", "id": "more", "size": mib << 20, "share": true });
         self.execute("object-add", backend)?;
-        self.execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }))?;
+        self.execute(
+            "device_add",
+            json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }),
+        )?;
         Ok(())
     }
 
     /// Carries out a monitor command.
     pub fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
         let mut monitor = self.machine.monitor.borrow_mut();
-        monitor.execute(command, arguments).with_context(|| format!("the monitor of {}", self.name()))
+        monitor
+            .execute(command, arguments)
+            .with_context(|| format!("the monitor of {}", self.name()))
     }
 
     /// What QEMU itself has printed.
     pub fn qemu_output(&self) -> String {
-        self.machine.process.output().trim().to_owned()
+        self.machine.process.borrow().output().trim().to_owned()
     }
 
     fn request(&self, name: String, request: &Request) -> Result<Job> {
         self.ready()?;
         let log = self.room.log(&format!("{}-{name}", self.name()))?;
         let id = self.machine.channel.request(request, Some(log))?;
-        Ok(Job::new(format!("{name} in {}", self.name()), self.machine.channel.clone(), id))
+        Ok(Job::new(
+            format!("{name} in {}", self.name()),
+            self.machine.channel.clone(),
+            id,
+        ))
     }
 }
 
@@ -209,11 +265,20 @@ impl Machine {
         let agent = listen(&blueprint.agent_socket)?;
         let monitor = listen(&blueprint.monitor_socket)?;
         let log = room.log_path(&format!("{}-qemu", blueprint.name));
-        let mut process = Process::start(&blueprint.name, &room.qemu().program, blueprint.arguments.list(), &log)?;
+        let mut process = Process::start(
+            &blueprint.name,
+            &room.qemu().program,
+            blueprint.arguments.list(),
+            &log,
+        )?;
         let channel = Channel::new(accept(&agent, &mut process)?)?;
         let log = room.log(&format!("{}-monitor", blueprint.name))?;
         let monitor = Qmp::new(accept(&monitor, &mut process)?, log)?;
-        Ok(Machine { process, channel, monitor: RefCell::new(monitor) })
+        Ok(Machine {
+            process: RefCell::new(process),
+            channel,
+            monitor: RefCell::new(monitor),
+        })
     }
 }
 
@@ -221,7 +286,8 @@ fn listen(socket: &Path) -> Result<UnixListener> {
     if socket.exists() {
         std::fs::remove_file(socket)?;
     }
-    let listener = UnixListener::bind(socket).with_context(|| format!("listening at {}", socket.display()))?;
+    let listener =
+        UnixListener::bind(socket).with_context(|| format!("listening at {}", socket.display()))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -236,7 +302,11 @@ fn accept(listener: &UnixListener, process: &mut Process) -> Result<UnixStream> 
         if let Some(status) = process.ended()? {
             bail!("QEMU ended with {status}: {}", process.output().trim());
         }
-        ensure!(Instant::now() < deadline, "QEMU did not open its sockets: {}", process.output().trim());
+        ensure!(
+            Instant::now() < deadline,
+            "QEMU did not open its sockets: {}",
+            process.output().trim()
+        );
         thread::sleep(Duration::from_millis(5));
     }
 }

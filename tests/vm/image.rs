@@ -12,8 +12,8 @@ use crate::kernel::{self, Kernel};
 
 /// Shell commands that people expect; all are busybox.
 const APPLETS: &[&str] = &[
-    "sh", "ls", "cat", "ip", "ps", "dmesg", "free", "grep", "head", "tail", "kill", "mkdir", "mount", "ping", "sleep",
-    "taskset", "top", "hexdump", "lspci", "reboot",
+    "sh", "ls", "cat", "ip", "ps", "dmesg", "free", "grep", "head", "tail", "kill", "mkdir",
+    "mount", "ping", "sleep", "taskset", "top", "hexdump", "lspci", "reboot",
 ];
 
 /// What a guest is for.
@@ -41,14 +41,19 @@ pub(crate) fn write(role: Role, kernel: &Kernel, path: &Path) -> Result<()> {
     for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
         image.directory(directory)?;
     }
-    let program = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let program =
+        |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
     image.file("init", 0o755, &program(&binaries::agent()?)?)?;
     image.file("bin/busybox", 0o755, &program(&kernel::busybox()?)?)?;
     for applet in APPLETS {
         image.symlink(&format!("bin/{applet}"), "busybox")?;
     }
     for (position, module) in kernel.modules(role.modules())?.iter().enumerate() {
-        image.file(&format!("modules/{position:02}-{}.ko", module.name), 0o644, &module.image)?;
+        image.file(
+            &format!("modules/{position:02}-{}.ko", module.name),
+            0o644,
+            &module.image,
+        )?;
     }
     if role == Role::Appliance {
         image.file("bin/vvu", 0o755, &program(&binaries::vvu()?)?)?;

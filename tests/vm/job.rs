@@ -38,10 +38,12 @@ impl Job {
 
     /// Its process id in the guest.
     pub fn pid(&self) -> Result<u32> {
-        let known = self.channel.wait(self.id, Instant::now() + COMMAND, |call| match &call.end {
-            Some(End::Failed(why)) => Some(Err(why.clone())),
-            _ => call.pid.map(Ok),
-        });
+        let known = self
+            .channel
+            .wait(self.id, Instant::now() + COMMAND, |call| match &call.end {
+                Some(End::Failed(why)) => Some(Err(why.clone())),
+                _ => call.pid.map(Ok),
+            });
         match known {
             Some(Ok(pid)) => Ok(pid),
             Some(Err(why)) => bail!("{}: {why}", self.name),
@@ -51,7 +53,9 @@ impl Job {
 
     /// Whether it has ended, in whatever way.
     pub fn has_ended(&self) -> bool {
-        self.channel.wait(self.id, Instant::now(), |call| call.end.clone()).is_some()
+        self.channel
+            .wait(self.id, Instant::now(), |call| call.end.clone())
+            .is_some()
     }
 
     /// Everything it has printed so far, standard error first.
@@ -66,40 +70,77 @@ impl Job {
     /// Waits until it has printed a text.
     pub fn wait_for_text(&self, text: &str, patience: Duration) -> Result<()> {
         let contains = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(text);
-        let found = self.channel.wait(self.id, Instant::now() + patience, |call| {
-            let found = contains(&call.stderr) || contains(&call.stdout);
-            (found || call.end.is_some()).then_some(found)
-        });
-        ensure!(found == Some(true), "{} did not print {text:?} within {patience:?}: {}", self.name, self.printed());
+        let found = self
+            .channel
+            .wait(self.id, Instant::now() + patience, |call| {
+                let found = contains(&call.stderr) || contains(&call.stdout);
+                (found || call.end.is_some()).then_some(found)
+            });
+        ensure!(
+            found == Some(true),
+            "{} did not print {text:?} within {patience:?}: {}",
+            self.name,
+            self.printed()
+        );
         Ok(())
     }
 
     /// Waits for its end.
     pub fn wait(&self, patience: Duration) -> Result<Output> {
-        let ended = self.channel.wait(self.id, Instant::now() + patience, |call| {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            Some((call.end.clone()?, text(&call.stdout), text(&call.stderr)))
-        });
+        let ended = self
+            .channel
+            .wait(self.id, Instant::now() + patience, |call| {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                Some((call.end.clone()?, text(&call.stdout), text(&call.stderr)))
+            });
         match ended {
-            Some((End::Exited { code, .. }, stdout, stderr)) => Ok(Output { code, stdout, stderr }),
-            Some((End::Done, stdout, stderr)) => Ok(Output { code: Some(0), stdout, stderr }),
+            Some((End::Exited { code, .. }, stdout, stderr)) => Ok(Output {
+                code,
+                stdout,
+                stderr,
+            }),
+            Some((End::Done, stdout, stderr)) => Ok(Output {
+                code: Some(0),
+                stdout,
+                stderr,
+            }),
             Some((End::Failed(why), ..)) => bail!("{}: {why}", self.name),
             Some((End::Lost, ..)) => bail!("{} was lost: the guest was reset or ended", self.name),
-            None => bail!("{} did not end within {patience:?}; it printed: {}", self.name, self.printed()),
+            None => bail!(
+                "{} did not end within {patience:?}; it printed: {}",
+                self.name,
+                self.printed()
+            ),
         }
     }
 
     /// Waits for its end and reads its report.
     pub fn report<T: DeserializeOwned>(&self, patience: Duration) -> Result<T> {
         let output = self.wait(patience)?;
-        ensure!(output.code == Some(0), "{} failed: {}", self.name, output.stderr.trim());
-        serde_json::from_str(&output.stdout).with_context(|| format!("{} reported {}", self.name, output.stdout))
+        ensure!(
+            output.code == Some(0),
+            "{} failed: {}",
+            self.name,
+            output.stderr.trim()
+        );
+        serde_json::from_str(&output.stdout)
+            .with_context(|| format!("{} reported {}", self.name, output.stdout))
     }
 
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        let id = self.channel.request(&Request::Signal { pid: self.pid()?, signal }, None)?;
-        let sent = Job::new(format!("signal {signal} to {}", self.name), self.channel.clone(), id);
+        let id = self.channel.request(
+            &Request::Signal {
+                pid: self.pid()?,
+                signal,
+            },
+            None,
+        )?;
+        let sent = Job::new(
+            format!("signal {signal} to {}", self.name),
+            self.channel.clone(),
+            id,
+        );
         sent.wait(COMMAND).map(drop)
     }
 
@@ -118,6 +159,8 @@ impl Job {
 
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Job")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }

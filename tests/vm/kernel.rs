@@ -90,9 +90,16 @@ fn dependencies(image: &[u8]) -> Vec<String> {
     let Some(start) = image.windows(KEY.len()).position(|window| window == KEY) else {
         return Vec::new();
     };
-    let value = image[start + KEY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
+    let value = image[start + KEY.len()..]
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
     let value = String::from_utf8_lossy(value);
-    value.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    value
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn module_name(path: &str) -> String {
@@ -101,7 +108,8 @@ fn module_name(path: &str) -> String {
 }
 
 fn collect_objects(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
     for entry in entries {
         let path = entry?.path();
         if path.is_dir() {
@@ -114,10 +122,14 @@ fn collect_objects(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
-    let entries = fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
     let found = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        });
     found.with_context(|| format!("{} has no {prefix}*", directory.display()))
 }
 
@@ -135,17 +147,24 @@ pub(crate) fn busybox() -> Result<PathBuf> {
 /// Where downloads and builds are kept between runs.
 pub(crate) fn cache() -> Result<PathBuf> {
     let base = std::env::var_os("VVU_CACHE").map(PathBuf::from);
-    let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("XDG_CACHE_HOME")?).join("vvu")));
+    let base =
+        base.or_else(|| Some(PathBuf::from(std::env::var_os("XDG_CACHE_HOME")?).join("vvu")));
     let base = base.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/vvu")));
-    let directory = base.context("none of VVU_CACHE, XDG_CACHE_HOME and HOME is set")?.join("vm");
+    let directory = base
+        .context("none of VVU_CACHE, XDG_CACHE_HOME and HOME is set")?
+        .join("vm");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     Ok(directory)
 }
 
 fn kernel_package() -> Result<String> {
     let depends = stdout_of(Command::new("apt-cache").args(["depends", KERNEL]))?;
-    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    let package = package.with_context(|| format!("apt-cache knows no {KERNEL}; is this Debian, and did apt-get update run?"))?;
+    let package = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "));
+    let package = package.with_context(|| {
+        format!("apt-cache knows no {KERNEL}; is this Debian, and did apt-get update run?")
+    })?;
     Ok(package.to_owned())
 }
 
@@ -163,21 +182,39 @@ fn package(name: &str) -> Result<PathBuf> {
     }
     let scratch = tempfile::tempdir_in(cache()?)?;
     let wanted = format!("{name}={version}");
-    stdout_of(Command::new("apt-get").args(["download", "-qq", &wanted]).current_dir(scratch.path()))?;
+    stdout_of(
+        Command::new("apt-get")
+            .args(["download", "-qq", &wanted])
+            .current_dir(scratch.path()),
+    )?;
     let archive = only_entry(scratch.path(), name)?;
     let unpacked = scratch.path().join("unpacked");
-    stdout_of(Command::new("dpkg-deb").arg("-x").args([&archive, &unpacked]))?;
+    stdout_of(
+        Command::new("dpkg-deb")
+            .arg("-x")
+            .args([&archive, &unpacked]),
+    )?;
     // Another process may have been faster; its copy is as good.
     if fs::rename(&unpacked, &home).is_err() {
-        ensure!(home.exists(), "cannot move {} to {}", unpacked.display(), home.display());
+        ensure!(
+            home.exists(),
+            "cannot move {} to {}",
+            unpacked.display(),
+            home.display()
+        );
     }
     Ok(home)
 }
 
 fn stdout_of(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("running {command:?}"))?;
     if !output.status.success() {
-        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{command:?} failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8(output.stdout)?)
 }
@@ -195,6 +232,9 @@ mod tests {
 
     #[test]
     fn a_module_has_the_name_of_its_file() {
-        assert_eq!(module_name("kernel/drivers/vfio/pci/vfio-pci.ko.xz"), "vfio_pci");
+        assert_eq!(
+            module_name("kernel/drivers/vfio/pci/vfio-pci.ko.xz"),
+            "vfio_pci"
+        );
     }
 }

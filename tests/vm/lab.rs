@@ -48,7 +48,11 @@ impl Room {
     /// Opens a log for appending; each writer has a handle of its own.
     pub(crate) fn log(&self, name: &str) -> Result<File> {
         let path = self.log_path(name);
-        File::options().create(true).append(true).open(&path).with_context(|| format!("opening {}", path.display()))
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -65,7 +69,9 @@ impl Room {
             image::write(role, &self.kernel, &path)?;
             return Ok(cell.get_or_init(|| path));
         }
-        cell.get().map(PathBuf::as_path).context("an image that was just made")
+        cell.get()
+            .map(PathBuf::as_path)
+            .context("an image that was just made")
     }
 }
 
@@ -75,7 +81,10 @@ impl Lab {
         let qemu = Qemu::get()?;
         let kernel = Kernel::get()?;
         // A short path: the address of a UNIX socket has 108 bytes.
-        let directory = tempfile::Builder::new().prefix("vvu-").tempdir().context("creating a scratch directory")?;
+        let directory = tempfile::Builder::new()
+            .prefix("vvu-")
+            .tempdir()
+            .context("creating a scratch directory")?;
         let logs = binaries::target().join("vm-logs").join(name);
         if logs.exists() {
             fs::remove_dir_all(&logs).with_context(|| format!("clearing {}", logs.display()))?;
@@ -89,7 +98,10 @@ impl Lab {
             appliance_image: OnceCell::new(),
             neighbour_image: OnceCell::new(),
         };
-        Ok(Lab { room: Rc::new(room), neighbours: Cell::new(0) })
+        Ok(Lab {
+            room: Rc::new(room),
+            neighbours: Cell::new(0),
+        })
     }
 
     /// Whether the QEMU in use has the virtio-vhost-user function.
@@ -99,7 +111,10 @@ impl Lab {
 
     /// A virtual machine that runs `vvu` on virtio-vhost-user functions.
     pub fn appliance(&self) -> Appliance<'_> {
-        Appliance { lab: self, functions: 1 }
+        Appliance {
+            lab: self,
+            functions: 1,
+        }
     }
 
     /// A virtual machine with a virtio-net interface.
@@ -125,7 +140,12 @@ impl Lab {
         for port in ports {
             arguments.extend(["--port".to_owned(), port.clone()]);
         }
-        Process::start("vvu", &binaries::vvu()?, &arguments, &self.room.log_path("vvu-host"))
+        Process::start(
+            "vvu",
+            &binaries::vvu()?,
+            &arguments,
+            &self.room.log_path("vvu-host"),
+        )
     }
 
     /// Where consoles, monitors and programs are logged.
@@ -139,17 +159,32 @@ impl Lab {
         let mut arguments = self.arguments(name, accelerator);
         arguments.option("-machine", "q35");
         arguments.option("-m", "256M");
-        arguments.boot(&self.room.kernel.vmlinuz, self.room.image(Role::Neighbour)?, "");
+        arguments.boot(
+            &self.room.kernel.vmlinuz,
+            self.room.image(Role::Neighbour)?,
+            "",
+        );
         self.boot(name, arguments, |_| {})
     }
 
     fn arguments(&self, name: &str, accelerator: Accelerator) -> Arguments {
         let path = |kind: &str| self.room.path(&format!("{name}.{kind}"));
         let console = self.room.log_path(&format!("{name}-console"));
-        Arguments::new(name, accelerator, &console, &path("agent"), &path("monitor"))
+        Arguments::new(
+            name,
+            accelerator,
+            &console,
+            &path("agent"),
+            &path("monitor"),
+        )
     }
 
-    fn boot(&self, name: &str, arguments: Arguments, complete: impl FnOnce(&mut Blueprint)) -> Result<Guest> {
+    fn boot(
+        &self,
+        name: &str,
+        arguments: Arguments,
+        complete: impl FnOnce(&mut Blueprint),
+    ) -> Result<Guest> {
         let mut blueprint = Blueprint {
             name: name.to_owned(),
             arguments,
@@ -189,12 +224,18 @@ impl Appliance<'_> {
         let functions: Vec<Function> = (0..self.functions)
             .map(|number| {
                 let slot = FIRST_SLOT + number;
-                Function { bdf: format!("0000:00:{slot:02x}.0"), socket: room.path(&format!("function{number}.sock")) }
+                Function {
+                    bdf: format!("0000:00:{slot:02x}.0"),
+                    socket: room.path(&format!("function{number}.sock")),
+                }
             })
             .collect();
         for (number, function) in functions.iter().enumerate() {
             let socket = function.socket.display();
-            arguments.option("-chardev", format!("socket,id=vvu{number},path={socket},server=on,wait=off"));
+            arguments.option(
+                "-chardev",
+                format!("socket,id=vvu{number},path={socket},server=on,wait=off"),
+            );
             let slot = FIRST_SLOT + number;
             arguments.option(
                 "-device",
@@ -203,7 +244,8 @@ impl Appliance<'_> {
         }
         let image = room.image(Role::Appliance)?;
         arguments.boot(&room.kernel.vmlinuz, image, "intel_iommu=on hugepages=32");
-        self.lab.boot(name, arguments, |blueprint| blueprint.functions = functions)
+        self.lab
+            .boot(name, arguments, |blueprint| blueprint.functions = functions)
     }
 }
 
@@ -250,20 +292,40 @@ impl Neighbour<'_> {
 
     /// Starts it. Its QEMU waits for the back-end before the guest runs.
     pub fn boot(self) -> Result<Guest> {
-        let Neighbour { lab, name, socket, listens, queue_pairs, mtu } = self;
+        let Neighbour {
+            lab,
+            name,
+            socket,
+            listens,
+            queue_pairs,
+            mtu,
+        } = self;
         let number = lab.neighbours.get() + 1;
         lab.neighbours.set(number);
         let address = Ipv4Addr::new(10, 77, 0, number);
         let mac = [0x52, 0x54, 0x00, 0x77, 0x00, number];
         let mac_text = mac.map(|byte| format!("{byte:02x}")).join(":");
-        let mode = if listens { "server=on,wait=off" } else { lab.room.qemu.reconnect() };
+        let mode = if listens {
+            "server=on,wait=off"
+        } else {
+            lab.room.qemu.reconnect()
+        };
         let mut arguments = lab.arguments(&name, accel::choose(lab));
-        arguments.option("-object", "memory-backend-memfd,id=memory,size=256M,share=on");
+        arguments.option(
+            "-object",
+            "memory-backend-memfd,id=memory,size=256M,share=on",
+        );
         arguments.option("-machine", "q35,memory-backend=memory");
         arguments.option("-m", "256M,slots=2,maxmem=2G");
         arguments.option("-smp", "2");
-        arguments.option("-chardev", format!("socket,id=net,path={},{mode}", socket.display()));
-        arguments.option("-netdev", format!("vhost-user,id=net,chardev=net,queues={queue_pairs}"));
+        arguments.option(
+            "-chardev",
+            format!("socket,id=net,path={},{mode}", socket.display()),
+        );
+        arguments.option(
+            "-netdev",
+            format!("vhost-user,id=net,chardev=net,queues={queue_pairs}"),
+        );
         let vectors = 2 * queue_pairs + 2;
         let multiqueue = if queue_pairs > 1 { "on" } else { "off" };
         arguments.option(
@@ -271,7 +333,11 @@ impl Neighbour<'_> {
             format!("virtio-net-pci,netdev=net,mac={mac_text},mq={multiqueue},vectors={vectors},romfile="),
         );
         let options = format!("memhp_default_state=online agent.ip={address}/24 agent.mtu={mtu}");
-        arguments.boot(&lab.room.kernel.vmlinuz, lab.room.image(Role::Neighbour)?, &options);
+        arguments.boot(
+            &lab.room.kernel.vmlinuz,
+            lab.room.image(Role::Neighbour)?,
+            &options,
+        );
         lab.boot(&name, arguments, |blueprint| {
             blueprint.address = Some(address);
             blueprint.mac = mac;

@@ -35,7 +35,11 @@ impl Process {
             .stderr(file)
             .spawn()
             .with_context(|| format!("running setpriv --pdeathsig KILL {}", program.display()))?;
-        Ok(Process { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Process {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Process id.
@@ -45,7 +49,9 @@ impl Process {
 
     /// Everything the program has printed so far.
     pub fn output(&self) -> String {
-        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// How it ended, if it has.

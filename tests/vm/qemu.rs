@@ -41,13 +41,19 @@ impl Qemu {
 
     /// Whether it has the virtio-vhost-user function.
     pub(crate) fn has_function(&self) -> Result<bool> {
-        let output = Command::new(&self.program).args(["-device", "help"]).output()?;
+        let output = Command::new(&self.program)
+            .args(["-device", "help"])
+            .output()?;
         Ok(String::from_utf8_lossy(&output.stdout).contains("virtio-vhost-user-pci"))
     }
 
     /// The option of a client socket that tries again every tenth of a second, or in old releases every second.
     pub(crate) fn reconnect(&self) -> &'static str {
-        if self.version >= (9, 2) { "reconnect-ms=100" } else { "reconnect=1" }
+        if self.version >= (9, 2) {
+            "reconnect-ms=100"
+        } else {
+            "reconnect=1"
+        }
     }
 }
 
@@ -58,10 +64,22 @@ fn build() -> Result<PathBuf> {
         .arg(RELEASE)
         .stderr(Stdio::inherit())
         .output()
-        .with_context(|| format!("running {}; VVU_QEMU may name a patched QEMU instead", script.display()))?;
-    ensure!(output.status.success(), "{} {RELEASE} failed", script.display());
+        .with_context(|| {
+            format!(
+                "running {}; VVU_QEMU may name a patched QEMU instead",
+                script.display()
+            )
+        })?;
+    ensure!(
+        output.status.success(),
+        "{} {RELEASE} failed",
+        script.display()
+    );
     let stdout = String::from_utf8(output.stdout)?;
-    let path = stdout.lines().last().with_context(|| format!("{} printed no path", script.display()))?;
+    let path = stdout
+        .lines()
+        .last()
+        .with_context(|| format!("{} printed no path", script.display()))?;
     Ok(path.trim().into())
 }
 
@@ -84,7 +102,13 @@ pub(crate) struct Arguments(Vec<String>);
 
 impl Arguments {
     /// What every guest has: no default devices, a console in a file, and sockets for agent and monitor.
-    pub(crate) fn new(name: &str, accelerator: Accelerator, console: &Path, agent: &Path, monitor: &Path) -> Arguments {
+    pub(crate) fn new(
+        name: &str,
+        accelerator: Accelerator,
+        console: &Path,
+        agent: &Path,
+        monitor: &Path,
+    ) -> Arguments {
         let mut arguments = Arguments::default();
         arguments.option("-name", name);
         arguments.option("-accel", accelerator.argument());
@@ -97,9 +121,18 @@ impl Arguments {
         for directory in FIRMWARE {
             arguments.option("-L", directory);
         }
-        arguments.option("-chardev", format!("file,id=console,path={}", console.display()));
-        arguments.option("-chardev", format!("socket,id=agent,path={}", agent.display()));
-        arguments.option("-chardev", format!("socket,id=monitor,path={}", monitor.display()));
+        arguments.option(
+            "-chardev",
+            format!("file,id=console,path={}", console.display()),
+        );
+        arguments.option(
+            "-chardev",
+            format!("socket,id=agent,path={}", agent.display()),
+        );
+        arguments.option(
+            "-chardev",
+            format!("socket,id=monitor,path={}", monitor.display()),
+        );
         arguments.option("-device", "isa-serial,chardev=console,index=0");
         arguments.option("-device", "isa-serial,chardev=agent,index=1");
         arguments.option("-mon", "chardev=monitor,mode=control");
@@ -116,7 +149,10 @@ impl Arguments {
     pub(crate) fn boot(&mut self, kernel: &Path, image: &Path, extra: &str) {
         self.option("-kernel", kernel.display().to_string());
         self.option("-initrd", image.display().to_string());
-        self.option("-append", format!("console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable {extra}"));
+        self.option(
+            "-append",
+            format!("console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable {extra}"),
+        );
     }
 
     /// The finished list.

@@ -21,7 +21,11 @@ impl Qmp {
     /// Takes over a connection that QEMU has just opened.
     pub(crate) fn new(monitor: UnixStream, log: File) -> Result<Qmp> {
         monitor.set_read_timeout(Some(Duration::from_secs(20)))?;
-        Ok(Qmp { monitor: BufReader::new(monitor), log, greeted: false })
+        Ok(Qmp {
+            monitor: BufReader::new(monitor),
+            log,
+            greeted: false,
+        })
     }
 
     /// Carries out one command and returns its result; events on the way are only logged.
@@ -35,7 +39,9 @@ impl Qmp {
         writeln!(self.log, "> {request}")?;
         writeln!(self.monitor.get_mut(), "{request}")?;
         loop {
-            let mut answer = self.line().with_context(|| format!("waiting for the answer to {command}"))?;
+            let mut answer = self
+                .line()
+                .with_context(|| format!("waiting for the answer to {command}"))?;
             if let Some(error) = answer.get("error") {
                 bail!("{request}: {error}");
             }

@@ -18,7 +18,13 @@ const REPLY_MS: u64 = 1000;
 
 /// Sends `count` echo requests with `size` bytes of payload.
 pub fn ping(from: &Guest, to: &Guest, size: u16, count: u32) -> Result<PingReport> {
-    let task = Task::Ping { to: to.address()?, size, count, interval_ms: 1, timeout_ms: REPLY_MS };
+    let task = Task::Ping {
+        to: to.address()?,
+        size,
+        count,
+        interval_ms: 1,
+        timeout_ms: REPLY_MS,
+    };
     from.task(task, PATIENCE + Duration::from_millis(REPLY_MS) * count)
 }
 
@@ -27,7 +33,13 @@ pub fn answers_within(from: &Guest, to: &Guest, patience: Duration) -> Result<bo
     const EVERY_MS: u64 = 100;
     let rounds = (patience.as_millis() as u64).div_ceil(EVERY_MS);
     for _ in 0..rounds {
-        let task = Task::Ping { to: to.address()?, size: 56, count: 1, interval_ms: 0, timeout_ms: EVERY_MS };
+        let task = Task::Ping {
+            to: to.address()?,
+            size: 56,
+            count: 1,
+            interval_ms: 0,
+            timeout_ms: EVERY_MS,
+        };
         let report: PingReport = from.task(task, PATIENCE)?;
         if report.lost() == 0 {
             return Ok(true);
@@ -59,9 +71,25 @@ impl Transfer {
     fn start_with(from: &Guest, to: &Guest, bytes: u64, verify: bool) -> Result<Transfer> {
         let seed = u64::from(u32::from(from.address()?)) << 32 | bytes;
         let receiver = to.start_task(Task::TcpReceive { port: PORT, verify })?;
-        let sender = from.start_task(Task::TcpSend { to: to.address()?, port: PORT, bytes, seed, verify })?;
-        let expected = if verify { expected_checksum(seed, bytes) } else { 0 };
-        Ok(Transfer { sender, receiver, expected, bytes, verify })
+        let sender = from.start_task(Task::TcpSend {
+            to: to.address()?,
+            port: PORT,
+            bytes,
+            seed,
+            verify,
+        })?;
+        let expected = if verify {
+            expected_checksum(seed, bytes)
+        } else {
+            0
+        };
+        Ok(Transfer {
+            sender,
+            receiver,
+            expected,
+            bytes,
+            verify,
+        })
     }
 
     /// Whether both ends still work.
@@ -73,10 +101,25 @@ impl Transfer {
     pub fn finish(self, patience: Duration) -> Result<f64> {
         let sent: TcpReport = self.sender.report(patience)?;
         let received: TcpReport = self.receiver.report(PATIENCE)?;
-        ensure!(received.bytes == self.bytes, "{} of {} bytes arrived", received.bytes, self.bytes);
+        ensure!(
+            received.bytes == self.bytes,
+            "{} of {} bytes arrived",
+            received.bytes,
+            self.bytes
+        );
         if self.verify {
-            ensure!(sent.checksum == self.expected, "the sender sent {:#x}, not {:#x}", sent.checksum, self.expected);
-            ensure!(received.checksum == sent.checksum, "{:#x} arrived as {:#x}", sent.checksum, received.checksum);
+            ensure!(
+                sent.checksum == self.expected,
+                "the sender sent {:#x}, not {:#x}",
+                sent.checksum,
+                self.expected
+            );
+            ensure!(
+                received.checksum == sent.checksum,
+                "{:#x} arrived as {:#x}",
+                sent.checksum,
+                received.checksum
+            );
         }
         Ok(received.bytes as f64 * 8.0 / received.micros.max(1) as f64)
     }
@@ -89,12 +132,20 @@ pub fn tcp(from: &Guest, to: &Guest, bytes: u64) -> Result<f64> {
 
 /// Sends small frames from a guest's interface for some time.
 pub fn blast(from: &Guest, to: [u8; 6], size: u16, time: Duration) -> Result<BlastReport> {
-    let task = Task::Blast { device: "eth0".into(), to, size, millis: time.as_millis() as u64 };
+    let task = Task::Blast {
+        device: "eth0".into(),
+        to,
+        size,
+        millis: time.as_millis() as u64,
+    };
     from.task(task, PATIENCE + time)
 }
 
 /// Counts the frames that a guest's interface receives in some time.
 pub fn count(guest: &Guest, time: Duration) -> Result<BlastReport> {
-    let task = Task::Count { device: "eth0".into(), millis: time.as_millis() as u64 };
+    let task = Task::Count {
+        device: "eth0".into(),
+        millis: time.as_millis() as u64,
+    };
     guest.task(task, PATIENCE + time)
 }

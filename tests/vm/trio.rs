@@ -31,10 +31,26 @@ impl Trio {
     /// Boots all three with two queue pairs and jumbo frames, and waits until the neighbours can talk.
     pub fn boot(lab: Lab) -> Result<Trio> {
         let appliance = lab.appliance().functions(2).boot()?;
-        let a = lab.neighbour("a").via(&appliance, 0).queue_pairs(2).mtu(9000).boot()?;
-        let b = lab.neighbour("b").via(&appliance, 1).queue_pairs(2).mtu(9000).boot()?;
+        let a = lab
+            .neighbour("a")
+            .via(&appliance, 0)
+            .queue_pairs(2)
+            .mtu(9000)
+            .boot()?;
+        let b = lab
+            .neighbour("b")
+            .via(&appliance, 1)
+            .queue_pairs(2)
+            .mtu(9000)
+            .boot()?;
         let vvu = start_vvu(&appliance)?;
-        let trio = Trio { a, b, appliance, vvu, lab };
+        let trio = Trio {
+            a,
+            b,
+            appliance,
+            vvu,
+            lab,
+        };
         trio.settle()?;
         Ok(trio)
     }
@@ -49,14 +65,21 @@ impl Trio {
     pub fn settle(&self) -> Result<()> {
         self.a.ready()?;
         self.b.ready()?;
-        ensure!(traffic::answers_within(&self.a, &self.b, SETTLE)?, "b does not answer a; vvu says: {}", self.vvu.printed());
+        ensure!(
+            traffic::answers_within(&self.a, &self.b, SETTLE)?,
+            "b does not answer a; vvu says: {}",
+            self.vvu.printed()
+        );
         Ok(())
     }
 }
 
 /// Binds an appliance's functions and starts `vvu net` with a port for each.
 pub fn start_vvu(appliance: &Guest) -> Result<Job> {
-    let ports: Vec<String> = appliance.functions().map(|bdf| format!("vvu:{bdf}")).collect();
+    let ports: Vec<String> = appliance
+        .functions()
+        .map(|bdf| format!("vvu:{bdf}"))
+        .collect();
     start_vvu_with(appliance, &ports)
 }
 
@@ -92,14 +115,27 @@ impl HostTrio {
     pub fn boot(lab: Lab) -> Result<HostTrio> {
         let (to_a, to_b) = (lab.socket("a"), lab.socket("b"));
         let b = lab.neighbour("b").unix_listening(&to_b).mtu(9000).boot()?;
-        let ports = [format!("unix:{}", to_a.display()), format!("unix:{},client", to_b.display())];
+        let ports = [
+            format!("unix:{}", to_a.display()),
+            format!("unix:{},client", to_b.display()),
+        ];
         let vvu = lab.vvu(&ports)?;
         let a = lab.neighbour("a").unix(&to_a).mtu(9000).boot()?;
-        let trio = HostTrio { a, b, vvu, ports, lab };
+        let trio = HostTrio {
+            a,
+            b,
+            vvu,
+            ports,
+            lab,
+        };
         trio.a.ready()?;
         trio.b.ready()?;
         let talking = traffic::answers_within(&trio.a, &trio.b, SETTLE)?;
-        ensure!(talking, "b does not answer a; vvu says: {}", trio.vvu.output());
+        ensure!(
+            talking,
+            "b does not answer a; vvu says: {}",
+            trio.vvu.output()
+        );
         Ok(trio)
     }
 

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockType, bind, sendmmsg, setsockopt,
-    socket,
+    AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockType, bind, sendmmsg,
+    setsockopt, socket,
 };
 use nix::{setsockopt_impl, sockopt_impl};
 use vvu_tests::wire::BlastReport;
@@ -49,19 +49,34 @@ pub(crate) fn blast(device: &str, to: [u8; 6], size: u16, millis: u64) -> Result
     let deadline = start + Duration::from_millis(millis);
     let mut frames = 0;
     while Instant::now() < deadline {
-        match sendmmsg(socket.as_raw_fd(), &mut headers, &slices, no_addresses, [], MsgFlags::empty()) {
+        match sendmmsg(
+            socket.as_raw_fd(),
+            &mut headers,
+            &slices,
+            no_addresses,
+            [],
+            MsgFlags::empty(),
+        ) {
             Ok(sent) => frames += sent.count() as u64,
             Err(Errno::ENOBUFS | Errno::EAGAIN) => thread::yield_now(),
             Err(error) => return Err(error).context("sending frames"),
         }
     }
-    Ok(BlastReport { frames, micros: start.elapsed().as_micros() as u64 })
+    Ok(BlastReport {
+        frames,
+        micros: start.elapsed().as_micros() as u64,
+    })
 }
 
 fn packet_socket(device: &str) -> Result<OwnedFd> {
     let no_protocol = None;
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, no_protocol)
-        .context("opening a packet socket")?;
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        no_protocol,
+    )
+    .context("opening a packet socket")?;
     setsockopt(&socket, QdiscBypass, &true).context("PACKET_QDISC_BYPASS")?;
     let address = getifaddrs()?
         .filter(|interface| interface.interface_name == device)
@@ -77,5 +92,8 @@ pub(crate) fn count(device: &str, millis: u64) -> Result<BlastReport> {
     let read = || -> Result<u64> { Ok(fs::read_to_string(&file)?.trim().parse()?) };
     let (start, before) = (Instant::now(), read()?);
     thread::sleep(Duration::from_millis(millis));
-    Ok(BlastReport { frames: read()? - before, micros: start.elapsed().as_micros() as u64 })
+    Ok(BlastReport {
+        frames: read()? - before,
+        micros: start.elapsed().as_micros() as u64,
+    })
 }

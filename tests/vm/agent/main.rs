@@ -42,14 +42,27 @@ fn bail_usage() -> Result<()> {
 fn run(task: &str) -> Result<()> {
     let task = serde_json::from_str(task).context("not a task")?;
     match task {
-        Task::Ping { to, size, count, interval_ms, timeout_ms } => {
-            report(&ping::ping(to, size, count, interval_ms, timeout_ms)?)
-        }
+        Task::Ping {
+            to,
+            size,
+            count,
+            interval_ms,
+            timeout_ms,
+        } => report(&ping::ping(to, size, count, interval_ms, timeout_ms)?),
         Task::TcpReceive { port, verify } => report(&tcp::receive(port, verify)?),
-        Task::TcpSend { to, port, bytes, seed, verify } => {
-            report(&tcp::send((to, port).into(), bytes, seed, verify)?)
-        }
-        Task::Blast { device, to, size, millis } => report(&frames::blast(&device, to, size, millis)?),
+        Task::TcpSend {
+            to,
+            port,
+            bytes,
+            seed,
+            verify,
+        } => report(&tcp::send((to, port).into(), bytes, seed, verify)?),
+        Task::Blast {
+            device,
+            to,
+            size,
+            millis,
+        } => report(&frames::blast(&device, to, size, millis)?),
         Task::Count { device, millis } => report(&frames::count(&device, millis)?),
         Task::Cpu { pid, millis } => report(&usage::watch(pid, millis)?),
     }

@@ -48,7 +48,8 @@ pub(crate) fn serve(line: File) -> Result<()> {
         let (id, request) = wire::receive(&mut requests)?;
         let host = host.clone();
         thread::spawn(move || {
-            let last = answer(&host, id, request).unwrap_or_else(|error| Event::Failed(format!("{error:#}")));
+            let last = answer(&host, id, request)
+                .unwrap_or_else(|error| Event::Failed(format!("{error:#}")));
             // A line that fails ends the reading side too; nobody is left to tell.
             let _ = host.tell(id, &last);
         });
@@ -63,11 +64,19 @@ fn answer(host: &Host, id: u32, request: Request) -> Result<Event> {
             spawn(host, id, &["/init".into(), "task".into(), task])
         }
         Request::Signal { pid, signal } => {
-            kill(Pid::from_raw(i32::try_from(pid)?), Signal::try_from(signal)?)
-                .with_context(|| format!("signal to {pid}"))?;
+            kill(
+                Pid::from_raw(i32::try_from(pid)?),
+                Signal::try_from(signal)?,
+            )
+            .with_context(|| format!("signal to {pid}"))?;
             Ok(Event::Done)
         }
-        Request::Write { path, data, append, mode } => {
+        Request::Write {
+            path,
+            data,
+            append,
+            mode,
+        } => {
             let mut file = OpenOptions::new()
                 .write(true)
                 .create(true)
@@ -76,12 +85,14 @@ fn answer(host: &Host, id: u32, request: Request) -> Result<Event> {
                 .mode(mode)
                 .open(&path)
                 .with_context(|| format!("opening {path}"))?;
-            file.write_all(&data).with_context(|| format!("writing {path}"))?;
+            file.write_all(&data)
+                .with_context(|| format!("writing {path}"))?;
             Ok(Event::Done)
         }
         Request::Read { path } => {
             let file = File::open(&path).with_context(|| format!("opening {path}"))?;
-            host.pump(id, file, Event::Stdout).with_context(|| format!("reading {path}"))?;
+            host.pump(id, file, Event::Stdout)
+                .with_context(|| format!("reading {path}"))?;
             Ok(Event::Done)
         }
     }
@@ -105,8 +116,14 @@ fn spawn(host: &Host, id: u32, argv: &[String]) -> Result<Event> {
             stderr.map(|pipe| scope.spawn(move || host.pump(id, pipe, Event::Stderr))),
         ];
         // A pump that fails has lost the line, and with it everybody who could care.
-        pumps.into_iter().flatten().for_each(|pump| drop(pump.join()));
+        pumps
+            .into_iter()
+            .flatten()
+            .for_each(|pump| drop(pump.join()));
     });
     let status = child.wait()?;
-    Ok(Event::Exited { code: status.code(), signal: status.signal() })
+    Ok(Event::Exited {
+        code: status.code(),
+        signal: status.signal(),
+    })
 }

@@ -31,7 +31,11 @@ pub(crate) fn receive(port: u16, verify: bool) -> Result<TcpReport> {
             checksum.update(&block[..length]);
         }
     }
-    Ok(TcpReport { bytes, checksum: checksum.finish(), micros: start.elapsed().as_micros() as u64 })
+    Ok(TcpReport {
+        bytes,
+        checksum: checksum.finish(),
+        micros: start.elapsed().as_micros() as u64,
+    })
 }
 
 /// Sends `bytes` bytes and waits until the receiver has closed.
@@ -53,16 +57,24 @@ pub(crate) fn send(to: SocketAddr, bytes: u64, seed: u64, verify: bool) -> Resul
         left -= length as u64;
     }
     connection.shutdown(Shutdown::Write)?;
-    let rest = connection.read(&mut [0]).context("waiting for the receiver to close")?;
+    let rest = connection
+        .read(&mut [0])
+        .context("waiting for the receiver to close")?;
     anyhow::ensure!(rest == 0, "the receiver sent something back");
-    Ok(TcpReport { bytes, checksum: checksum.finish(), micros: start.elapsed().as_micros() as u64 })
+    Ok(TcpReport {
+        bytes,
+        checksum: checksum.finish(),
+        micros: start.elapsed().as_micros() as u64,
+    })
 }
 
 fn connect(to: SocketAddr) -> Result<TcpStream> {
     let start = Instant::now();
     loop {
         match TcpStream::connect_timeout(&to, PATIENCE) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused && start.elapsed() < PATIENCE => {
+            Err(error)
+                if error.kind() == ErrorKind::ConnectionRefused && start.elapsed() < PATIENCE =>
+            {
                 thread::sleep(Duration::from_millis(20));
             }
             outcome => return outcome.with_context(|| format!("connecting to {to}")),

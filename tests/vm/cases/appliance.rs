@@ -20,7 +20,12 @@ pub(crate) fn pings_of_every_size(stage: &mut Stage) -> Result<()> {
     for size in [56, 1472, 8972] {
         for (from, to) in [(&trio.a, &trio.b), (&trio.b, &trio.a)] {
             let report = traffic::ping(from, to, size, 20)?;
-            ensure!(report.lost() == 0, "{} of {} pings of {size} bytes were lost", report.lost(), report.sent);
+            ensure!(
+                report.lost() == 0,
+                "{} of {} pings of {size} bytes were lost",
+                report.lost(),
+                report.sent
+            );
         }
     }
     Ok(())
@@ -47,14 +52,31 @@ pub(crate) fn two_queue_pairs(stage: &mut Stage) -> Result<()> {
         ensure!(queues.contains(queue), "a has no {queue}, only {queues}");
     }
     for processor in [0, 1] {
-        let counter = trio.b.start_task(Task::Count { device: "eth0".into(), millis: 2 * TIME.as_millis() as u64 })?;
+        let counter = trio.b.start_task(Task::Count {
+            device: "eth0".into(),
+            millis: 2 * TIME.as_millis() as u64,
+        })?;
         counter.pid()?;
         // The kernel sends a packet socket's frames on the queue of the processor it runs on.
-        let task = Task::Blast { device: "eth0".into(), to: trio.b.mac(), size: 60, millis: TIME.as_millis() as u64 };
+        let task = Task::Blast {
+            device: "eth0".into(),
+            to: trio.b.mac(),
+            size: 60,
+            millis: TIME.as_millis() as u64,
+        };
         let sent: BlastReport = trio.a.start_task_on(processor, &task)?.report(RESUME)?;
         let counted: BlastReport = counter.report(RESUME)?;
-        ensure!(sent.frames > 100, "a could send only {} frames on queue {processor}", sent.frames);
-        ensure!(counted.frames > 100, "b got {} of {} frames of queue {processor}", counted.frames, sent.frames);
+        ensure!(
+            sent.frames > 100,
+            "a could send only {} frames on queue {processor}",
+            sent.frames
+        );
+        ensure!(
+            counted.frames > 100,
+            "b got {} of {} frames of queue {processor}",
+            counted.frames,
+            sent.frames
+        );
     }
     Ok(())
 }
@@ -63,9 +85,16 @@ pub(crate) fn two_queue_pairs(stage: &mut Stage) -> Result<()> {
 pub(crate) fn idle_and_wake(stage: &mut Stage) -> Result<()> {
     let trio = stage.trio()?;
     thread::sleep(Duration::from_secs(1));
-    let task = Task::Cpu { pid: trio.vvu.pid()?, millis: 4000 };
+    let task = Task::Cpu {
+        pid: trio.vvu.pid()?,
+        millis: 4000,
+    };
     let usage: CpuReport = trio.appliance.task(task, RESUME * 4)?;
-    ensure!(usage.percent() < 2.0, "idle, vvu takes {:.1} % of a processor", usage.percent());
+    ensure!(
+        usage.percent() < 2.0,
+        "idle, vvu takes {:.1} % of a processor",
+        usage.percent()
+    );
     let report = traffic::ping(&trio.a, &trio.b, 56, 1)?;
     ensure!(report.lost() == 0, "the first packet after a pause is lost");
     Ok(())
@@ -114,17 +143,26 @@ pub(crate) fn memory_added_under_load(stage: &mut Stage) -> Result<()> {
     let there = Transfer::start(&trio.a, &trio.b, 256 * MIB)?;
     thread::sleep(Duration::from_millis(300));
     trio.a.hot_add_memory(256)?;
-    ensure!(there.is_running(), "the transfer was over before the memory was there");
+    ensure!(
+        there.is_running(),
+        "the transfer was over before the memory was there"
+    );
     there.finish(RESUME * 12)?;
     let after = total_memory(&trio.a.read("/proc/meminfo")?)?;
-    ensure!(after > before + 200 * 1024, "the guest has {after} KiB after {before} KiB");
+    ensure!(
+        after > before + 200 * 1024,
+        "the guest has {after} KiB after {before} KiB"
+    );
     // Buffers come from the new memory too once the old is full.
     traffic::tcp(&trio.b, &trio.a, 64 * MIB)?;
     Ok(())
 }
 
 fn total_memory(meminfo: &str) -> Result<u64> {
-    let line = meminfo.lines().find(|line| line.starts_with("MemTotal:")).unwrap_or_default();
+    let line = meminfo
+        .lines()
+        .find(|line| line.starts_with("MemTotal:"))
+        .unwrap_or_default();
     Ok(line.split_whitespace().nth(1).unwrap_or_default().parse()?)
 }
 

@@ -15,7 +15,12 @@ pub(crate) fn host_switch(stage: &mut Stage) -> Result<()> {
     let host = stage.host()?;
     for size in [56, 1472, 8972] {
         let report = traffic::ping(&host.a, &host.b, size, 20)?;
-        ensure!(report.lost() == 0, "{} of {} pings of {size} bytes were lost", report.lost(), report.sent);
+        ensure!(
+            report.lost() == 0,
+            "{} of {} pings of {size} bytes were lost",
+            report.lost(),
+            report.sent
+        );
     }
     traffic::tcp(&host.a, &host.b, 64 * MIB)?;
     traffic::tcp(&host.b, &host.a, 64 * MIB)?;
@@ -27,7 +32,11 @@ pub(crate) fn host_switch_killed(stage: &mut Stage) -> Result<()> {
     let host = stage.host()?;
     host.restart_vvu()?;
     let resumed = traffic::answers_within(&host.a, &host.b, Duration::from_secs(5))?;
-    ensure!(resumed, "traffic has not resumed; vvu says: {}", host.vvu.output());
+    ensure!(
+        resumed,
+        "traffic has not resumed; vvu says: {}",
+        host.vvu.output()
+    );
     traffic::tcp(&host.a, &host.b, 16 * MIB)?;
     Ok(())
 }

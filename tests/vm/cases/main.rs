@@ -19,7 +19,10 @@ fn main() -> ExitCode {
         ("vvu_killed", appliance::vvu_killed),
         ("neighbour_reboots", appliance::neighbour_reboots),
         ("neighbour_killed", appliance::neighbour_killed),
-        ("memory_added_under_load", appliance::memory_added_under_load),
+        (
+            "memory_added_under_load",
+            appliance::memory_added_under_load,
+        ),
         ("appliance_reset", appliance::appliance_reset),
         ("host_switch", host::host_switch),
         ("host_switch_killed", host::host_switch_killed),

@@ -29,7 +29,10 @@ impl Stage {
         if self.trio.is_none() {
             let lab = self.lab()?;
             if !lab.can_have_appliance()? {
-                bail!(Missing("this QEMU has no virtio-vhost-user-pci; unset VVU_QEMU to build one that has".into()));
+                bail!(Missing(
+                    "this QEMU has no virtio-vhost-user-pci; unset VVU_QEMU to build one that has"
+                        .into()
+                ));
             }
             self.trio = Some(Trio::boot(lab)?);
         }
@@ -66,8 +69,11 @@ pub(crate) type Case = (&'static str, fn(&mut Stage) -> Result<()>);
 /// Runs the cases that the command line asks for.
 pub(crate) fn run(cases: &[Case]) -> ExitCode {
     // Options of libtest, such as --nocapture, have no meaning here: output is never captured.
-    let (options, filters): (Vec<String>, Vec<String>) = env::args().skip(1).partition(|word| word.starts_with('-'));
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let (options, filters): (Vec<String>, Vec<String>) =
+        env::args().skip(1).partition(|word| word.starts_with('-'));
+    let wanted = |name: &str| {
+        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    };
     let cases: Vec<&Case> = cases.iter().filter(|(name, _)| wanted(name)).collect();
     if options.iter().any(|option| option == "--list") {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
@@ -75,7 +81,9 @@ pub(crate) fn run(cases: &[Case]) -> ExitCode {
     }
     let start = Instant::now();
     let mut stage = Stage::default();
-    let missing = setup::ensure_ready().err().map(|error| format!("{error:#}"));
+    let missing = setup::ensure_ready()
+        .err()
+        .map(|error| format!("{error:#}"));
     let mut failed = 0;
     for (name, case) in &cases {
         print!("test {name} ... ");
@@ -93,8 +101,16 @@ pub(crate) fn run(cases: &[Case]) -> ExitCode {
         };
         failed += usize::from(!report(&error, &mut stage));
     }
-    println!("\n{} cases, {failed} failed, {:.0} s", cases.len(), start.elapsed().as_secs_f64());
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "\n{} cases, {failed} failed, {:.0} s",
+        cases.len(),
+        start.elapsed().as_secs_f64()
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Says what went wrong and clears the stage. Nothing may be skipped where somebody relies on the
@@ -102,7 +118,10 @@ pub(crate) fn run(cases: &[Case]) -> ExitCode {
 fn report(error: &Error, stage: &mut Stage) -> bool {
     let skipped = error.is::<Missing>();
     let tolerated = skipped && env::var_os("CI").is_none();
-    println!("{}: {error:#}", if tolerated { "SKIPPED" } else { "FAILED" });
+    println!(
+        "{}: {error:#}",
+        if tolerated { "SKIPPED" } else { "FAILED" }
+    );
     let logs = stage.logs.take();
     if let (false, Some(logs)) = (skipped, logs) {
         println!("     logs are in {}", logs.display());
