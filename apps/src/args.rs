@@ -66,7 +66,7 @@ Ports:
 
   vvu: and unix: take further options, separated by commas:
     mac=ADDRESS      MAC address in the device's configuration space
-    mtu=BYTES        largest IP packet that the link carries, 68 to 65535 (default 9000)
+    mtu=BYTES        largest IP packet that the link carries, 68 to 9216 (default 9000)
     pairs=N          queue pairs, 1 to 128 (default 8)
   vvu: also takes
     rule=q|cd|e      how the function places memory, where its id does not tell

@@ -184,7 +184,7 @@ impl<'a> Options<'a> {
     fn device(&mut self) -> Result<Device, String> {
         Ok(Device {
             mac: self.take("mac", str::parse)?,
-            mtu: self.take("mtu", |v| number(v, 68..=u16::MAX))?.unwrap_or(DEFAULT_MTU),
+            mtu: self.take("mtu", |v| number(v, 68..=9216))?.unwrap_or(DEFAULT_MTU),
             pairs: self.take("pairs", |v| number(v, 1..=128))?.unwrap_or(DEFAULT_PAIRS),
         })
     }
@@ -247,7 +247,7 @@ mod tests {
             ("unix:/a,client=yes", "takes no value"),
             ("unix:/a,mtu=1,mtu=2", "given twice"),
             ("unix:/a,mtu", "needs a value"),
-            ("unix:/a,mtu=67", "68 to 65535"),
+            ("unix:/a,mtu=67", "68 to 9216"),
             ("unix:/a,pairs=0", "1 to 128"),
             ("unix:/a,mac=1:2:3", "not a MAC address"),
             ("unix:/a,mac=01:00:00:00:00:00", "group"),
