@@ -1,1 +1,6 @@
 //! The data plane of **vvu**: from a running ring to moved bytes.
+
+pub mod mempool;
+pub mod stats;
+pub mod vring;
+pub mod wake;
