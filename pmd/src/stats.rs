@@ -181,6 +181,8 @@ pub struct WorkerStats {
     pub sleeps: Counter,
     /// Control requests served.
     pub mails: Counter,
+    /// Frames from other workers for a port that is gone.
+    pub stray: Counter,
 }
 
 /// A port's counters at one moment.
@@ -253,6 +255,8 @@ pub struct WorkerSnapshot {
     pub sleeps: u64,
     /// Control requests served.
     pub mails: u64,
+    /// Frames from other workers for a port that is gone.
+    pub stray: u64,
 }
 
 impl WorkerSnapshot {
@@ -264,6 +268,7 @@ impl WorkerSnapshot {
             busy: stats.busy.get(),
             sleeps: stats.sleeps.get(),
             mails: stats.mails.get(),
+            stray: stats.stray.get(),
         }
     }
 }

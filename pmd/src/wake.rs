@@ -15,6 +15,28 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use vvu::notify::Kick;
 
+/// Whether and how a sleeping worker hears of the next thing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quiet {
+    /// There is something already (or always).
+    Busy,
+    /// A kick will come.
+    Kicked,
+    /// Nothing will come: look again in intervals.
+    Polled,
+}
+
+impl Quiet {
+    /// What holds for two things together.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Busy, _) | (_, Self::Busy) => Self::Busy,
+            (Self::Polled, _) | (_, Self::Polled) => Self::Polled,
+            _ => Self::Kicked,
+        }
+    }
+}
+
 /// A worker's bed. See the [module](self).
 #[derive(Debug)]
 pub struct Waker {

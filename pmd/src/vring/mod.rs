@@ -15,8 +15,6 @@ mod access;
 mod chain;
 mod split;
 
-
-
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -25,8 +23,8 @@ use vvu::notify::Call;
 use vvu::virtio::{RingAreas, Vring};
 
 pub use access::Segments;
-pub use chain::{Chain, MAX_CHAIN};
 use chain::Taken;
+pub use chain::{Chain, MAX_CHAIN};
 use split::Split;
 
 /// Most entries of a ring (VIRTIO 1.2, 2.7).
@@ -64,6 +62,9 @@ pub enum SetupError {
         /// The alignment that VIRTIO asks for.
         align: usize,
     },
+    /// The kick is of a kind that cannot be waited for.
+    #[error("cannot wait for the kick: {0}")]
+    Kick(std::io::Error),
 }
 
 /// What a driver did wrong. The ring must be stopped.
