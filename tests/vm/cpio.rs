@@ -82,16 +82,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_and_data_are_padded_to_four_bytes() {
+    fn headers_and_data_are_padded_to_four_bytes() -> io::Result<()> {
         let mut bytes = Vec::new();
         let mut archive = Archive::new(&mut bytes);
-        archive.file("init", 0o755, b"12345").unwrap();
-        archive.finish().unwrap();
+        archive.file("init", 0o755, b"12345")?;
+        archive.finish()?;
         assert_eq!(&bytes[..6], b"070701");
         assert_eq!(&bytes[14..22], b"000081ed");
         assert_eq!(&bytes[110..116], b"init\0\0");
         assert_eq!(&bytes[116..124], b"12345\0\0\0");
         assert_eq!(&bytes[124..130], b"070701");
         assert_eq!(bytes.len() % 4, 0);
+        Ok(())
     }
 }

@@ -242,6 +242,21 @@ impl Guest {
             .with_context(|| format!("the monitor of {}", self.name()))
     }
 
+    /// The command line of its QEMU, for people to read and to try.
+    pub fn command_line(&self) -> String {
+        let mut line = self.room.qemu().program.display().to_string();
+        for word in self.blueprint.arguments.list() {
+            let separator = if word.starts_with('-') {
+                " \\\n    "
+            } else {
+                " "
+            };
+            let quote = if word.contains(' ') { "'" } else { "" };
+            line += &format!("{separator}{quote}{word}{quote}");
+        }
+        line
+    }
+
     /// What QEMU itself has printed.
     pub fn qemu_output(&self) -> String {
         self.machine.process.borrow().output().trim().to_owned()

@@ -104,6 +104,11 @@ impl Lab {
         })
     }
 
+    /// What runs the guests of this machine.
+    pub fn accelerator(&self) -> Accelerator {
+        accel::choose(self)
+    }
+
     /// Whether the QEMU in use has the virtio-vhost-user function.
     pub fn can_have_appliance(&self) -> Result<bool> {
         self.room.qemu.has_function()
@@ -216,7 +221,7 @@ impl Appliance<'_> {
     pub fn boot(self) -> Result<Guest> {
         let name = "appliance";
         let room = &self.lab.room;
-        let mut arguments = self.lab.arguments(name, accel::choose(self.lab));
+        let mut arguments = self.lab.arguments(name, self.lab.accelerator());
         arguments.option("-machine", "q35,kernel-irqchip=split");
         arguments.option("-device", "intel-iommu,intremap=on,caching-mode=on");
         arguments.option("-m", "512M");
@@ -310,7 +315,7 @@ impl Neighbour<'_> {
         } else {
             lab.room.qemu.reconnect()
         };
-        let mut arguments = lab.arguments(&name, accel::choose(lab));
+        let mut arguments = lab.arguments(&name, lab.accelerator());
         arguments.option(
             "-object",
             "memory-backend-memfd,id=memory,size=256M,share=on",

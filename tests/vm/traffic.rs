@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::guest::Guest;
 use crate::job::Job;
@@ -148,4 +148,64 @@ pub fn count(guest: &Guest, time: Duration) -> Result<BlastReport> {
         millis: time.as_millis() as u64,
     };
     guest.task(task, PATIENCE + time)
+}
+
+/// Sends small frames with the kernel's packet generator, which sends each buffer `clones` times again.
+pub fn pktgen(
+    from: &Guest,
+    to: [u8; 6],
+    size: u16,
+    count: u64,
+    clones: u32,
+) -> Result<BlastReport> {
+    const THREAD: &str = "/proc/net/pktgen/kpktgend_0";
+    const DEVICE: &str = "/proc/net/pktgen/eth0";
+    let order = |file: &str, text: &str| from.write(file, format!("{text}\n").as_bytes(), 0o600);
+    order(THREAD, "rem_device_all")?;
+    order(THREAD, "add_device eth0")?;
+    let mac = to.map(|byte| format!("{byte:02x}")).join(":");
+    for setting in [
+        format!("pkt_size {size}"),
+        format!("count {count}"),
+        format!("clone_skb {clones}"),
+        format!("dst_mac {mac}"),
+        "delay 0".to_owned(),
+    ] {
+        order(DEVICE, &setting)?;
+    }
+    order("/proc/net/pktgen/pgctrl", "start")?;
+    let result = from.read(DEVICE)?;
+    pktgen_report(&result).with_context(|| format!("pktgen says: {result}"))
+}
+
+/// `Result: OK: 12345(c12000+d345) usec, 300000 (60byte,0frags)`
+fn pktgen_report(text: &str) -> Option<BlastReport> {
+    let result = text.split_once("Result: OK: ")?.1;
+    let micros = result.split('(').next()?.parse().ok()?;
+    let frames = result
+        .split_once("usec, ")?
+        .1
+        .split(' ')
+        .next()?
+        .parse()
+        .ok()?;
+    Some(BlastReport { frames, micros })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_result_of_pktgen_is_understood() {
+        let text =
+            "Params: count 9\nResult: OK: 2000(c1990+d10) usec, 300 (60byte,0frags)\n  150000pps";
+        assert_eq!(
+            pktgen_report(text),
+            Some(BlastReport {
+                frames: 300,
+                micros: 2000
+            })
+        );
+    }
 }

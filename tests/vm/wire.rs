@@ -331,14 +331,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_found_behind_a_torn_one() {
+    fn a_message_is_found_behind_a_torn_one() -> io::Result<()> {
         let mut line = Vec::new();
-        send(&mut line, 6, &Event::Stdout(vec![1; 100])).unwrap();
+        send(&mut line, 6, &Event::Stdout(vec![1; 100]))?;
         line.truncate(50);
-        begin(&mut line).unwrap();
-        send(&mut line, 7, &Event::Stdout(vec![0, 255, 3])).unwrap();
-        let (id, event) = receive::<Event>(&mut line.as_slice()).unwrap();
+        begin(&mut line)?;
+        send(&mut line, 7, &Event::Stdout(vec![0, 255, 3]))?;
+        let (id, event) = receive::<Event>(&mut line.as_slice())?;
         assert_eq!((id, event), (7, Event::Stdout(vec![0, 255, 3])));
+        Ok(())
     }
 
     #[test]
