@@ -3,4 +3,6 @@
 
 mod bench;
 mod fake;
+mod rings;
 mod rust_vmm;
+mod script;
