@@ -16,7 +16,7 @@ mod reply;
 mod request;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use describe::describe;
 pub use features::{Features, ProtocolFeatures};

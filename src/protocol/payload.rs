@@ -142,12 +142,7 @@ macro_rules! wire {
 /// A payload of fixed size.
 pub(super) trait Payload: Sized + for<'a> From<&'a Self::Wire> {
     /// Its layout on the wire.
-    type Wire: FromBytes
-        + IntoBytes
-        + KnownLayout
-        + Immutable
-        + Unaligned
-        + for<'a> From<&'a Self>;
+    type Wire: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned + for<'a> From<&'a Self>;
 
     /// Its length on the wire.
     const SIZE: usize = size_of::<Self::Wire>();

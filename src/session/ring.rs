@@ -87,14 +87,12 @@ impl Ring {
         let lengths = Lengths::of(size, features);
         let find = |part: &'static str, addr: u64, len: usize, align: u64| {
             check_alignment(self.index, part, addr, align)?;
-            memory
-                .user(addr, len)
-                .ok_or(SessionError::Unmapped {
-                    index: self.index,
-                    part,
-                    addr,
-                    len,
-                })
+            memory.user(addr, len).ok_or(SessionError::Unmapped {
+                index: self.index,
+                part,
+                addr,
+                len,
+            })
         };
         Ok(Some(RingAreas {
             desc: find("descriptor area", addr.desc, lengths.desc, 16)?,

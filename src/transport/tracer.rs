@@ -148,3 +148,80 @@ impl<W: Write + Send> Transport for Tracer<W> {
         self.inner.shutdown();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::protocol::{Reply, Request, VringFd};
+    use crate::transport::unix::UnixTransport;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_event_is_a_line() {
+        let path = std::env::temp_dir().join(format!("vvu-tracer-{}", std::process::id()));
+        let lines = Lines::default();
+        let inner = UnixTransport::listen(&path).unwrap();
+        let mut tracer = Tracer::new(Box::new(inner), lines.clone());
+        let mut stream = UnixStream::connect(&path).unwrap();
+        let next = |tracer: &mut Tracer<Lines>| {
+            loop {
+                if let Some(event) = tracer.next() {
+                    return event;
+                }
+            }
+        };
+        next(&mut tracer);
+        let fd = VringFd {
+            index: 3,
+            nofd: false,
+        };
+        let kick = Request::SetVringKick(fd).to_message(true);
+        stream.write_all(&kick.to_bytes()).unwrap();
+        next(&mut tracer);
+        assert!(tracer.kick(3, false, Vec::new()).is_err());
+        tracer.send(&Reply::U64(0).to_message(12)).unwrap();
+        drop(stream);
+        next(&mut tracer);
+        tracer.shutdown();
+
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let name = format!("unix:{} ", path.display());
+        let ends: Vec<&str> = text
+            .lines()
+            .map(|line| {
+                let (time, rest) = line.trim_start().split_once(' ').unwrap();
+                let (seconds, micros) = time.split_once('.').unwrap();
+                assert!(seconds.parse::<u32>().is_ok() && micros.len() == 6);
+                rest.strip_prefix(&name).unwrap()
+            })
+            .collect();
+        assert_eq!(
+            ends,
+            [
+                "-- connected",
+                "-> SET_VRING_KICK ring 3 need-reply",
+                "-- SET_VRING_KICK came with 0 file descriptors instead of 1",
+                "<- SET_VRING_KICK reply ok",
+                "-- disconnected: the front-end closed the connection",
+                "-- shutting down",
+            ]
+        );
+    }
+}

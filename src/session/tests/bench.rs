@@ -93,3 +93,17 @@ pub(super) fn memory(len: u64) -> OwnedFd {
     ftruncate(&file, len).unwrap();
     file
 }
+
+/// Runs the ignored test `name` in a process of its own, where nothing else opens descriptors.
+pub(super) fn alone(name: &str) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

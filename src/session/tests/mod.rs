@@ -3,4 +3,8 @@
 
 mod bench;
 mod fake;
+mod hostile;
+mod negotiate;
+mod rings;
 mod rust_vmm;
+mod script;

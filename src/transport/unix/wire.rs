@@ -213,7 +213,10 @@ impl Wire {
             )));
         }
         let timeout = Timespec::try_from(left).unwrap_or_default();
-        let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::OUT)];
+        let mut fds = [PollFd::from_borrowed_fd(
+            self.socket.as_fd(),
+            PollFlags::OUT,
+        )];
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(TransportError::Send(format!(
