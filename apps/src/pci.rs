@@ -18,9 +18,9 @@ pub(crate) fn open(
     let options = VfioOptions { allow_unsafe_interrupts, ..VfioOptions::default() };
     let function = VfioFunction::open(address, options)?;
     let rule = rule.map(|rule| match rule {
-        RuleName::Q => Rule::Q,
-        RuleName::Cd => Rule::Cd,
-        RuleName::E => Rule::E,
+        RuleName::Whole => Rule::Whole,
+        RuleName::Packed => Rule::Packed,
+        RuleName::Told => Rule::Told,
     });
     Ok(Device::open(Box::new(function), Options { rule, rings, ..Options::default() })?)
 }
@@ -105,7 +105,7 @@ fn show_identity(device: &Device) {
     println!("uuid           {}", hyphenated(uuid));
     println!("rings          {}", identity.rings);
     println!("features       {:#x}", identity.features);
-    println!("memory window  {:#x} bytes, rule {:?}", identity.window, identity.rule);
+    println!("memory window  {:#x} bytes, rule {}", identity.window, identity.rule);
     if let Some(regions) = identity.max_mem_regions {
         println!("memory regions {regions}");
     }

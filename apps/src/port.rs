@@ -221,13 +221,13 @@ mod tests {
                 },
             }
         );
-        let vvu = parse("vvu:00:05.0,rule=cd");
+        let vvu = parse("vvu:00:05.0,rule=packed");
         assert_eq!(vvu.name, "vvu:0000:00:05.0");
         assert_eq!(
             vvu.kind,
             Kind::Vvu {
                 address: "0000:00:05.0".parse().unwrap(),
-                rule: Some(RuleName::Cd),
+                rule: Some(RuleName::Packed),
                 device
             }
         );
