@@ -23,6 +23,14 @@ impl Kick {
         }
     }
 
+    /// The same kick once more, for a second owner.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::Event(fd) => Self::Event(fd.try_clone()?),
+            Self::Polled => Self::Polled,
+        })
+    }
+
     /// Takes back all kicks so far, so that [`Kick::fd`] stops being readable.
     pub fn clear(&self) {
         if let Self::Event(fd) = self {
@@ -45,6 +53,15 @@ pub enum Call {
 }
 
 impl Call {
+    /// The same call once more, for a second owner.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::Event(fd) => Self::Event(fd.try_clone()?),
+            Self::Doorbell(register, number) => Self::Doorbell(register.clone(), *number),
+            Self::Silent => Self::Silent,
+        })
+    }
+
     /// Tells the front-end. Never blocks: a front-end that does not drain its eventfd has been
     /// told already.
     pub fn ring(&self) {

@@ -1,2 +1,33 @@
-//! The `vvu` program.
-fn main() {}
+//! The `vvu` program: parse arguments, wire rooms together, run.
+
+mod args;
+mod net;
+mod pci;
+mod port;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    args::init_log(args.verbose, args.quiet);
+    let result = match args.command {
+        Command::List => pci::list(),
+        Command::Info { address } => pci::info(&address),
+        Command::Bind(change) => pci::bind(&change),
+        Command::Unbind(change) => pci::unbind(&change),
+        Command::Net(net) => net::run(&net),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, causes included: what was tried, then why it failed and what to do.
+            eprintln!("vvu: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,32 @@
 //! The data plane of **vvu**: from a running ring to moved bytes.
+//!
+//! [`Workers`] are pinned polling threads with a learning switch between the ports they serve. A
+//! guest's network card is a port, and a [`NetDevice`] that a session of the `vvu` library drives
+//! through [`vvu::virtio::VirtioDevice`].
+//!
+//! | room | what lives there |
+//! |---|---|
+//! | [`vring`] | the device side of one ring, and the accessors to its memory |
+//! | [`mempool`] | buffers for frames that outlive a burst |
+//! | [`stats`] | counters; every drop has a name |
+//! | [`wake`] | where a worker sleeps, and what wakes it |
+//! | [`port`] | where frames come from and go to, a burst at a time |
+//! | [`net`] | the virtio network device's face, and the switch |
+//! | [`worker`] | one pinned polling thread |
+//! | [`backend`] | where control meets data |
+//!
+//! A frame between two guests is copied once, from the buffer of one to the buffer of the other.
+
+pub mod backend;
+pub mod mempool;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod mock;
+pub mod net;
+pub mod port;
+pub mod stats;
+pub mod vring;
+pub mod wake;
+pub mod worker;
+
+pub use backend::{BackendError, Config, GenConfig, NetDevice, PortId, PortKind, Workers};
+pub use net::NetConfig;

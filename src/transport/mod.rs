@@ -4,6 +4,8 @@
 //! after the other. Over AF_UNIX the resources are file descriptors; over VVU they are a window
 //! in a BAR, MSI-X vectors and doorbells. Nothing above this room can tell which.
 
+pub mod tracer;
+pub mod unix;
 pub mod vvu;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -97,6 +99,16 @@ pub enum TransportError {
         index: u16,
         /// Number of rings.
         limit: u16,
+    },
+    /// A file descriptor that is not what the message needs.
+    #[error("{what} came with {found} instead of {expected}")]
+    Kind {
+        /// What it was for.
+        what: &'static str,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        expected: &'static str,
     },
     /// The message cannot be sent (too long for the device, the device is broken).
     #[error("{0}")]

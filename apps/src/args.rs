@@ -1,0 +1,202 @@
+//! What the command line can say.
+
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+use vvu::pci::Address;
+
+use crate::port::{Mac, PortSpec};
+
+/// Serve virtio devices from this machine, or this virtual machine, to its neighbours.
+///
+/// A neighbour VM's virtio-net device is served either through a virtio-vhost-user (VVU) PCI
+/// function of this VM or through an AF_UNIX vhost-user socket of this host; all ports of one
+/// process form one switch.
+#[derive(Debug, Parser)]
+#[command(name = "vvu", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Log more: -v for what each front-end does, -vv for everything
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+
+    /// Log warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List this machine's VVU functions and the drivers they are bound to
+    List,
+
+    /// Show what a VVU function offers: capabilities, windows, status, uuid
+    Info {
+        /// PCI address, such as 0000:00:05.0 or 00:05.0
+        address: Address,
+    },
+
+    /// Hand VVU functions to vfio-pci, so that `vvu net` can drive them
+    ///
+    /// Uses driver_override, so no other function with the same id is affected. A function that
+    /// another driver had (virtio-pci claims every virtio id) is taken from it first.
+    Bind(Rebind),
+
+    /// Give VVU functions back to the driver that the kernel would choose
+    Unbind(Rebind),
+
+    /// Switch Ethernet frames between ports
+    ///
+    /// Runs until SIGINT or SIGTERM. Ports may come and go: a front-end that disconnects, is
+    /// killed or reboots is served again when it is back.
+    #[command(after_long_help = EXAMPLES)]
+    Net(Net),
+}
+
+const EXAMPLES: &str = "\
+Ports:
+  vvu:BDF            a VVU function of this VM, bound to vfio-pci (see `vvu bind`)
+  unix:PATH          listen for a vhost-user front-end at PATH
+  unix:PATH,client   connect to a front-end that listens at PATH
+  null:              take every frame and drop it
+  gen:size=64        make frames of that many bytes as fast as the other ports take them
+  echo:              send every frame back where it came from
+  echo:swap          the same, with source and destination address exchanged
+
+  vvu: and unix: take further options, separated by commas:
+    mac=ADDRESS      MAC address in the device's configuration space
+    mtu=BYTES        largest IP packet that the link carries, 68 to 9216 (default 9000)
+    pairs=N          queue pairs, 1 to 128 (default 8)
+  vvu: also takes
+    rule=RULE        how the function places memory, where its id does not tell:
+                     whole, packed or told (see docs/device.md)
+
+Examples:
+  In an appliance VM with two VVU functions:
+    vvu bind 00:04.0 00:05.0
+    vvu net --port vvu:00:04.0 --port vvu:00:05.0 --stats 5
+
+  On a host, for two VMs whose VMM is the vhost-user client:
+    vvu net --port unix:/run/a.sock --port unix:/run/b.sock --cores 2,3";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rebind {
+    /// PCI addresses, such as 0000:00:05.0 or 00:05.0
+    #[arg(required = true, value_name = "BDF")]
+    pub(crate) addresses: Vec<Address>,
+
+    /// Only say what would be done
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Net {
+    /// A port of the switch; see the list below. Give one option per port
+    #[arg(short, long = "port", required = true, value_name = "PORT")]
+    pub(crate) ports: Vec<PortSpec>,
+
+    /// CPUs to poll on, one worker each: 0,2 or 0-3. Default: the first CPU this process may use
+    #[arg(short, long, value_name = "LIST", value_parser = parse_cpus)]
+    pub(crate) cores: Option<Cpus>,
+
+    /// MAC address of the first port's device; further ports count up from it
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) mac: Option<Mac>,
+
+    /// Forget an address that was not heard of for this long
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) ageing: u64,
+
+    /// Print a table of counters every so often
+    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) stats: Option<u64>,
+
+    /// Print every vhost-user message, decoded
+    #[arg(long)]
+    pub(crate) trace: bool,
+
+    /// Drive functions although the IOMMU cannot remap interrupts. A function that is handed to
+    /// a program without interrupt remapping can forge interrupts of the whole machine
+    #[arg(long)]
+    pub(crate) allow_unsafe_interrupts: bool,
+}
+
+/// A list of CPU numbers.
+#[derive(Debug, Clone)]
+pub(crate) struct Cpus(pub(crate) Vec<usize>);
+
+fn parse_cpus(text: &str) -> Result<Cpus, String> {
+    const HIGHEST: usize = 4095;
+    let number = |text: &str| match text.trim().parse::<usize>() {
+        Ok(cpu) if cpu <= HIGHEST => Ok(cpu),
+        _ => Err(format!("{text:?} is not a CPU number; write 0,2 or 0-3")),
+    };
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let range = match part.split_once('-') {
+            Some((first, last)) => number(first)?..=number(last)?,
+            None => number(part)?..=number(part)?,
+        };
+        if range.is_empty() {
+            return Err(format!("{part:?} counts down; write the lower CPU first"));
+        }
+        cpus.extend(range);
+    }
+    let listed = cpus.len();
+    cpus.sort_unstable();
+    cpus.dedup();
+    if cpus.len() < listed {
+        return Err("a CPU is listed twice; each gets one worker".into());
+    }
+    Ok(Cpus(cpus))
+}
+
+/// Log to standard error. `RUST_LOG` overrides the options.
+pub(crate) fn init_log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "warn",
+        (false, 0) => "info",
+        (false, 1) => "debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+}
+
+/// How a VVU function places the front-end's memory in its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuleName {
+    /// Regions one after the other, each with what lies before it in its file.
+    Whole,
+    /// Regions one after the other.
+    Packed,
+    /// The device says where.
+    Told,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn cpu_lists() {
+        assert_eq!(parse_cpus("3,0-1").unwrap().0, [0, 1, 3]);
+        for bad in ["", "a", "1-", "-1", "2-1", "0,0", "0-1,1", "99999", "0,,1"] {
+            assert!(parse_cpus(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `vvu net`: ports, a session for each virtio-net device, and a switch between them.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use vvu::session::Session;
+use vvu::transport::Transport;
+use vvu::transport::tracer::Tracer;
+use vvu::transport::unix::UnixTransport;
+use vvu::transport::vvu::VvuTransport;
+use vvu_pmd::backend::{Config, GenConfig, PortKind, Workers};
+use vvu_pmd::net::NetConfig;
+
+use crate::args::Net;
+use crate::pci;
+use crate::port::{Device, Kind, Mac, PortSpec};
+use crate::signals::Shutdown;
+
+/// What the program says once every port can be used; scripts wait for it.
+const READY: &str = "ready";
+
+/// Runs until a signal says to stop.
+pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
+    check_names(&net.ports)?;
+    let shutdown = Shutdown::new()?;
+    let workers = start_workers(net)?;
+    let mut sessions = Vec::new();
+    for (number, port) in net.ports.iter().enumerate() {
+        let session = add_port(&workers, net, number as u64, port)
+            .with_context(|| format!("port {}", port.name))?;
+        sessions.extend(session);
+    }
+    tracing::info!(ports = net.ports.len(), "{READY}");
+
+    let start = Instant::now();
+    let interval = net.stats.map(Duration::from_secs);
+    while !shutdown.wait(interval) {
+        println!("after {} s", start.elapsed().as_secs());
+        println!("{}", workers.stats());
+    }
+
+    tracing::info!("stopping");
+    // All are told before any is waited for.
+    for session in &sessions {
+        session.stop_signal().raise();
+    }
+    sessions.into_iter().for_each(Session::stop);
+    if interval.is_some() {
+        println!("at the end\n{}", workers.stats());
+    }
+    Ok(())
+}
+
+/// Two ports on one socket or function would take turns at stealing it from each other.
+fn check_names(ports: &[PortSpec]) -> anyhow::Result<()> {
+    let mut seen = BTreeSet::new();
+    for port in ports {
+        let external = matches!(port.kind, Kind::Vvu { .. } | Kind::Unix { .. });
+        if external && !seen.insert(&port.name) {
+            bail!("port {} is given twice; each front-end needs one of its own", port.name);
+        }
+    }
+    Ok(())
+}
+
+fn start_workers(net: &Net) -> anyhow::Result<Workers> {
+    let cpus = match &net.cores {
+        Some(cpus) => cpus.0.clone(),
+        None => vec![first_cpu()?],
+    };
+    let ageing = u32::try_from(net.ageing).context("--ageing is longer than 136 years")?;
+    let config = Config { ageing, ..Config::default() };
+    Workers::with_config(&cpus, &config).context("cannot start the workers")
+}
+
+fn first_cpu() -> anyhow::Result<usize> {
+    let set = rustix::thread::sched_getaffinity(None).context("cannot ask for the CPUs")?;
+    (0..rustix::thread::CpuSet::MAX_CPU)
+        .find(|&cpu| set.is_set(cpu))
+        .context("this process may use no CPU; see taskset(1)")
+}
+
+/// Adds one port to the switch; a virtio-net device also gets a session.
+fn add_port(
+    workers: &Workers,
+    net: &Net,
+    number: u64,
+    port: &PortSpec,
+) -> anyhow::Result<Option<Session>> {
+    let kind = match &port.kind {
+        Kind::Null => PortKind::Null,
+        Kind::Generator { size } => {
+            PortKind::Gen(GenConfig { size: (*size).into(), ..GenConfig::default() })
+        }
+        Kind::Echo { swap } => PortKind::Echo { swap: *swap },
+        Kind::Vvu { device, .. } | Kind::Unix { device, .. } => {
+            PortKind::Vhost(card(net, number, port, device))
+        }
+    };
+    // The transport first: it is what usually cannot be had.
+    let transport = transport(net, port)?;
+    let (_, device) = workers.add_port(&port.name, kind, None)?;
+    let (Some(transport), Some(device)) = (transport, device) else {
+        return Ok(None);
+    };
+    let session = Session::spawn(transport, Box::new(device)).context("cannot start a thread")?;
+    Ok(Some(session))
+}
+
+fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transport>>> {
+    let transport: Box<dyn Transport> = match &port.kind {
+        Kind::Null | Kind::Generator { .. } | Kind::Echo { .. } => return Ok(None),
+        Kind::Unix { path, client: false, .. } => Box::new(UnixTransport::listen(path)?),
+        Kind::Unix { path, client: true, .. } => Box::new(UnixTransport::connect(path)?),
+        Kind::Vvu { address, rule, device } => {
+            let rings = device.pairs * 2;
+            let device = pci::open(*address, *rule, rings, net.allow_unsafe_interrupts)?;
+            Box::new(VvuTransport::new(device))
+        }
+    };
+    Ok(Some(match net.trace {
+        true => Box::new(Tracer::new(transport, std::io::stderr())),
+        false => transport,
+    }))
+}
+
+fn card(net: &Net, number: u64, port: &PortSpec, device: &Device) -> NetConfig {
+    let counted = net.mac.map(|mac| mac.plus(number));
+    let Mac(mac) = device.mac.or(counted).unwrap_or_else(|| mac_of(&port.name));
+    NetConfig { mac, mtu: device.mtu, pairs: device.pairs }
+}
+
+/// An address of our own for a port without one: locally administered, the same at every start,
+/// different for ports of different names (FNV-1a).
+fn mac_of(name: &str) -> Mac {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let [a, b, c, d, e, ..] = hash.to_be_bytes();
+    Mac([0x02, a, b, c, d, e])
+}

@@ -1,0 +1,288 @@
+//! A network card as a session sees it (VIRTIO 1.2, 5.1), whose queues are a port of the switch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use vvu::memory::{Area, MemTable};
+use vvu::virtio::{DeviceError, RingAreas, RingChange, VirtioDevice, Vring};
+
+use crate::net::{Fdb, NetConfig, Switch};
+use crate::port::{PreparedRing, Rings, RxPort, TxPort};
+use crate::vring::{Moved, SetupError};
+use crate::worker::Worker;
+
+/// VIRTIO device id of a network card.
+const NETWORK: u16 = 1;
+
+/// What must be known of a running ring to move it.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    size: u16,
+    features: u64,
+}
+
+/// A network card. The port behind it outlives its connections.
+#[derive(Debug)]
+pub struct NetDevice {
+    config: NetConfig,
+    port: u16,
+    worker: Arc<Worker<Switch>>,
+    fdb: Arc<Fdb>,
+    running: BTreeMap<u16, Running>,
+}
+
+/// The rings that queue `index` belongs to: even ones are receive queues, to the guest (5.1.2).
+fn rings(switch: &mut Switch, port: u16, index: u16) -> Option<&mut Rings> {
+    match switch.port(port)? {
+        (_, TxPort::Vhost(tx)) if index.is_multiple_of(2) => Some(&mut tx.rings),
+        (RxPort::Vhost(rx), _) if !index.is_multiple_of(2) => Some(&mut rx.rings),
+        _ => None,
+    }
+}
+
+fn setup(error: SetupError) -> DeviceError {
+    tracing::warn!(%error, "ring refused");
+    match error {
+        SetupError::Size(_) => DeviceError::Unsupported("this ring size"),
+        SetupError::Area { .. } => DeviceError::Unsupported("rings at these addresses"),
+        SetupError::Kick(_) => DeviceError::Unsupported("a kick of this kind"),
+    }
+}
+
+impl NetDevice {
+    pub(super) fn new(
+        config: NetConfig,
+        port: u16,
+        worker: Arc<Worker<Switch>>,
+        fdb: Arc<Fdb>,
+    ) -> Self {
+        Self {
+            config,
+            port,
+            worker,
+            fdb,
+            running: BTreeMap::new(),
+        }
+    }
+
+    fn known(&self, index: u16) -> Result<(), DeviceError> {
+        let queues = self.queues();
+        if index < queues {
+            return Ok(());
+        }
+        Err(DeviceError::NoQueue { index, queues })
+    }
+
+    fn is_running(&self, index: u16) -> Result<(), DeviceError> {
+        self.known(index)?;
+        if self.running.contains_key(&index) {
+            return Ok(());
+        }
+        Err(DeviceError::RingState {
+            index,
+            state: "not running",
+        })
+    }
+
+    /// Runs `what` on the rings of queue `index`, at the worker.
+    fn with_rings<R: Send + 'static>(
+        &self,
+        index: u16,
+        what: impl FnOnce(&mut Rings) -> R + Send + 'static,
+    ) -> Result<R, DeviceError> {
+        let port = self.port;
+        self.worker
+            .call(move |switch| rings(switch, port, index).map(what))
+            .map_err(|_| DeviceError::WorkerGone)?
+            .ok_or(DeviceError::Unsupported("the port was removed"))
+    }
+}
+
+impl VirtioDevice for NetDevice {
+    fn device_id(&self) -> u16 {
+        NETWORK
+    }
+
+    fn features(&self) -> u64 {
+        self.config.features()
+    }
+
+    fn queues(&self) -> u16 {
+        2 * self.config.pairs
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
+        let space = self.config.space();
+        let start = offset as usize;
+        let bytes = start
+            .checked_add(data.len())
+            .and_then(|end| space.get(start..end))
+            .ok_or(DeviceError::Config {
+                access: "read",
+                offset,
+                len: data.len(),
+            })?;
+        data.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
+        // Read-only since VERSION_1 (5.1.4.2); with the control queue, the address too.
+        Err(DeviceError::Config {
+            access: "write",
+            offset,
+            len: data.len(),
+        })
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<(), DeviceError> {
+        let offered = self.features();
+        if features & !offered != 0 {
+            return Err(DeviceError::Features {
+                acked: features,
+                offered,
+            });
+        }
+        // Nothing to remember: every ring brings the features it is started with.
+        Ok(())
+    }
+
+    fn start_ring(&mut self, ring: Vring) -> Result<(), DeviceError> {
+        let index = ring.index;
+        self.known(index)?;
+        if self.running.contains_key(&index) {
+            return Err(DeviceError::RingState {
+                index,
+                state: "running already",
+            });
+        }
+        let running = Running {
+            size: ring.size,
+            features: ring.features,
+        };
+        let kind = NetConfig::ring_kind(ring.features);
+        let prepared = PreparedRing::new(ring, kind, self.worker.waker()).map_err(setup)?;
+        drop(self.with_rings(index, move |rings| rings.start(prepared))?);
+        self.running.insert(index, running);
+        Ok(())
+    }
+
+    fn change_ring(&mut self, index: u16, change: RingChange) -> Result<(), DeviceError> {
+        self.is_running(index)?;
+        // Old descriptors are closed on this side. The worker polls all rings after any request,
+        // so a kick that went to the old descriptor is not missed.
+        match change {
+            RingChange::Kick(kick) => {
+                let watch = self.worker.waker().watch(kick);
+                let watch = watch.map_err(|error| setup(SetupError::Kick(error)))?;
+                drop(self.with_rings(index, move |rings| rings.set_kick(index, watch))?);
+            }
+            RingChange::Call(call) => {
+                drop(self.with_rings(index, move |rings| rings.set_call(index, call))?);
+            }
+            RingChange::Err(err) => {
+                drop(self.with_rings(index, move |rings| rings.set_err(index, err))?);
+            }
+            RingChange::Enabled(enabled) => {
+                self.with_rings(index, move |rings| rings.set_enabled(index, enabled))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_ring(&mut self, index: u16) -> Result<u32, DeviceError> {
+        self.is_running(index)?;
+        let stopped = self.with_rings(index, move |rings| rings.stop(index))?;
+        self.running.remove(&index);
+        let stopped = stopped.ok_or(DeviceError::RingState {
+            index,
+            state: "not running",
+        })?;
+        Ok(stopped.base())
+    }
+
+    fn set_memory(
+        &mut self,
+        memory: Arc<MemTable>,
+        places: Vec<(u16, RingAreas)>,
+    ) -> Result<(), DeviceError> {
+        let mut moves = Vec::new();
+        for (index, areas) in places {
+            self.is_running(index)?;
+            if let Some(Running { size, features }) = self.running.get(&index).copied() {
+                let moved = Moved::new(Arc::clone(&memory), areas, size, features);
+                moves.push((index, moved.map_err(setup)?));
+            }
+        }
+        // A running ring without a new place would go on with the old memory.
+        let missing = |index: &&u16| !moves.iter().any(|(moved, _)| moved == *index);
+        if let Some(&index) = self.running.keys().find(missing) {
+            return Err(DeviceError::RingState {
+                index,
+                state: "running but has no place in the new memory",
+            });
+        }
+        let port = self.port;
+        let old = self.worker.call(move |switch| {
+            let moved = moves.into_iter();
+            let moved = moved.map(|(index, to)| rings(switch, port, index)?.set_memory(index, to));
+            moved.collect::<Vec<_>>()
+        });
+        // The old memory is unmapped on this side.
+        drop(old.map_err(|_| DeviceError::WorkerGone)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.running.clear();
+        let port = self.port;
+        let old = self.worker.call(move |switch| match switch.port(port)? {
+            (RxPort::Vhost(rx), TxPort::Vhost(tx)) => {
+                Some((rx.rings.stop_all(), tx.rings.stop_all()))
+            }
+            _ => None,
+        });
+        if let Err(error) = old {
+            tracing::error!(%error, "rings could not be stopped");
+        }
+        self.fdb.flush(port);
+    }
+
+    fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
+        if !(NetConfig::MIN_MTU..=NetConfig::MAX_MTU).contains(&mtu) {
+            return Err(DeviceError::Unsupported("an MTU outside 68 to 9216"));
+        }
+        self.config.mtu = mtu;
+        Ok(())
+    }
+
+    fn announce(&mut self, mac: [u8; 6]) -> Result<(), DeviceError> {
+        let frame = vvu::memory::Mapping::anonymous(RARP_LEN)
+            .map_err(|_| DeviceError::Unsupported("announcing without memory"))?;
+        frame.slice().copy_from(&rarp(mac));
+        let (port, frame) = (self.port, Area::from(frame));
+        self.worker
+            .call(move |switch| {
+                switch.inject(port, frame.slice());
+                frame
+            })
+            .map(drop)
+            .map_err(|_| DeviceError::WorkerGone)
+    }
+}
+
+/// Shortest Ethernet frame without its checksum.
+const RARP_LEN: usize = 60;
+
+/// A reverse ARP request, broadcast from `mac` about itself (RFC 903): it asks for nothing, but
+/// every switch on its way learns where `mac` is now.
+fn rarp(mac: [u8; 6]) -> [u8; RARP_LEN] {
+    let mut frame = [0; RARP_LEN];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac);
+    // EtherType RARP; hardware Ethernet, protocol IPv4, lengths 6 and 4, request reverse.
+    frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    frame[22..28].copy_from_slice(&mac);
+    frame[32..38].copy_from_slice(&mac);
+    frame
+}

@@ -1,0 +1,369 @@
+//! The threads, the switch that spans them, and its ports.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+use vvu::memory::MemoryError;
+
+use super::net::NetDevice;
+use crate::mempool::{Mempool, MempoolError};
+use crate::net::{Fdb, Inbox, MAX_PORTS, NetConfig, Place, Shared, Switch};
+use crate::port::{Generator, MAX_FRAME, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx};
+use crate::stats::{PortSnapshot, PortStats, Snapshot, WorkerStats};
+use crate::vring::RingError;
+use crate::wake::{Quiet, Waker};
+use crate::worker::{Poller, Worker, WorkerError};
+
+/// What is wanted of the switch as a whole.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Seconds after which an address that was not seen again is forgotten.
+    pub ageing: u32,
+    /// Frames that may be on their way to one worker from the others.
+    pub queue: usize,
+    /// Buffers for frames between workers; none are made for a single worker.
+    pub mbufs: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ageing: 300,
+            queue: 1024,
+            mbufs: 4096,
+        }
+    }
+}
+
+/// What a generator sends.
+#[derive(Debug, Clone)]
+pub struct GenConfig {
+    /// Length of a frame, without its checksum.
+    pub size: usize,
+    /// Source address.
+    pub source: [u8; 6],
+    /// Destination address. One that nobody has is flooded.
+    pub destination: [u8; 6],
+}
+
+impl Default for GenConfig {
+    fn default() -> Self {
+        Self {
+            size: 60,
+            source: [0x02, 0, 0, 0, 0, 0x01],
+            destination: [0x02, 0, 0, 0, 0, 0x02],
+        }
+    }
+}
+
+/// Kinds of port.
+#[derive(Debug, Clone)]
+pub enum PortKind {
+    /// A guest's network card.
+    Vhost(NetConfig),
+    /// Takes frames and forgets them.
+    Null,
+    /// Sends frames, as fast as it can.
+    Gen(GenConfig),
+    /// Sends each frame back to where it came from.
+    Echo {
+        /// With source and destination address exchanged.
+        swap: bool,
+    },
+}
+
+/// Number of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortId(pub(super) u16);
+
+/// Why a port or a worker cannot be had.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// A worker failed.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// No buffers.
+    #[error(transparent)]
+    Mempool(#[from] MempoolError),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// All numbers are taken.
+    #[error("a switch has at most {MAX_PORTS} ports")]
+    TooManyPorts,
+    /// A worker that does not exist.
+    #[error("there is no worker {0}, only {1}")]
+    NoWorker(usize, usize),
+    /// A port that does not exist.
+    #[error("there is no such port")]
+    NoPort,
+    /// A configuration that no device can have.
+    #[error("{what} is {found}, expected {expected}")]
+    Config {
+        /// What is wrong.
+        what: &'static str,
+        /// What was found.
+        found: usize,
+        /// What would do.
+        expected: String,
+    },
+}
+
+impl Poller for Switch {
+    #[inline]
+    fn poll(&mut self, now: u32) -> bool {
+        Self::poll(self, now)
+    }
+    fn enable_kicks(&mut self) -> Quiet {
+        Self::enable_kicks(self)
+    }
+    fn disable_kicks(&mut self) {
+        Self::disable_kicks(self);
+    }
+    fn has_mail(&self) -> bool {
+        Self::has_mail(self)
+    }
+}
+
+#[derive(Debug)]
+struct Port {
+    name: Arc<str>,
+    worker: usize,
+    place: PortPlace,
+    stats: Stats,
+}
+
+/// Whether a port has halves with its worker, or is a rule that all workers know.
+#[derive(Debug, Clone, Copy)]
+enum PortPlace {
+    Owned,
+    Echo { swap: bool },
+}
+
+impl PortPlace {
+    /// Where the port is for worker `of`, when `owner` owns it.
+    fn seen_from(self, of: usize, owner: usize) -> Place {
+        match self {
+            Self::Echo { swap } => Place::Echo { swap },
+            Self::Owned if of == owner => Place::Here,
+            Self::Owned => Place::There(owner),
+        }
+    }
+}
+
+/// Pinned polling threads and the switch that spans them. Dropping it stops and joins them.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<Arc<Worker<Switch>>>,
+    shared: Shared,
+    ports: Mutex<BTreeMap<PortId, Port>>,
+}
+
+impl Workers {
+    /// One worker on each of `cpus`.
+    pub fn start(cpus: &[usize]) -> Result<Self, BackendError> {
+        Self::with_config(cpus, &Config::default())
+    }
+
+    /// The same, with another configuration.
+    pub fn with_config(cpus: &[usize], config: &Config) -> Result<Self, BackendError> {
+        if cpus.is_empty() {
+            return Err(WorkerError::NoCpu.into());
+        }
+        if config.queue == 0 {
+            return Err(BackendError::Config {
+                what: "the queue between workers",
+                found: 0,
+                expected: "at least 1".into(),
+            });
+        }
+        let twice = |(n, cpu): (usize, &usize)| cpus[..n].contains(cpu).then_some(*cpu);
+        if let Some(cpu) = cpus.iter().enumerate().find_map(twice) {
+            return Err(WorkerError::Twice(cpu).into());
+        }
+        let wakers = cpus.iter().map(|_| Waker::new());
+        let wakers: Vec<_> = wakers
+            .collect::<Result<_, _>>()
+            .map_err(WorkerError::from)?;
+        let inboxes = wakers
+            .iter()
+            .map(|w| Inbox::new(config.queue, Arc::clone(w)));
+        let several = cpus.len() > 1;
+        let pool = several.then(|| Mempool::new(config.mbufs, MAX_FRAME));
+        let shared = Shared {
+            fdb: Arc::new(Fdb::new(config.ageing)),
+            inboxes: inboxes.collect(),
+            pool: pool.transpose()?,
+        };
+        let mut threads = Vec::new();
+        for (number, (&cpu, waker)) in cpus.iter().zip(wakers).enumerate() {
+            let stats = Arc::<WorkerStats>::default();
+            let switch = Switch::new(number, shared.clone(), Arc::clone(&stats));
+            let switch = switch.ok_or(BackendError::NoWorker(number, cpus.len()))?;
+            threads.push(Arc::new(Worker::start(cpu, switch, waker, stats)?));
+        }
+        Ok(Self {
+            threads,
+            shared,
+            ports: Mutex::default(),
+        })
+    }
+
+    /// Adds a port, to the worker of this number or to the one with the fewest. A vhost port
+    /// comes with its device, for a session to drive.
+    pub fn add_port(
+        &self,
+        name: &str,
+        kind: PortKind,
+        worker: Option<usize>,
+    ) -> Result<(PortId, Option<NetDevice>), BackendError> {
+        let mut ports = self.ports();
+        let number = self.choose_worker(&ports, worker)?;
+        let thread = self.thread(number)?;
+        let free = (0..MAX_PORTS as u16).map(PortId);
+        let id = free.into_iter().find(|id| !ports.contains_key(id));
+        let id = id.ok_or(BackendError::TooManyPorts)?;
+        let name: Arc<str> = name.into();
+        let (place, rings) = match &kind {
+            PortKind::Vhost(config) => (PortPlace::Owned, check(config)?),
+            PortKind::Echo { swap } => (PortPlace::Echo { swap: *swap }, 0),
+            PortKind::Null | PortKind::Gen(_) => (PortPlace::Owned, 0),
+        };
+        let stats = PortStats::new(rings, &RingError::REASONS);
+        if let Some((rx, tx)) = halves(&kind, &name, &stats)? {
+            let stats = Arc::clone(&stats);
+            thread.call(move |switch| switch.add(id.0, rx, tx, stats))?;
+        }
+        for (of, other) in self.threads.iter().enumerate() {
+            let seen = place.seen_from(of, number);
+            other.call(move |switch| switch.place(id.0, seen))?;
+        }
+        let port = Port {
+            name: Arc::clone(&name),
+            worker: number,
+            place,
+            stats,
+        };
+        ports.insert(id, port);
+        let device = match kind {
+            PortKind::Vhost(config) => {
+                let fdb = Arc::clone(&self.shared.fdb);
+                Some(NetDevice::new(config, id.0, Arc::clone(thread), fdb))
+            }
+            _ => None,
+        };
+        Ok((id, device))
+    }
+
+    /// Removes a port. Its device, if any, refuses everything from then on.
+    pub fn remove_port(&self, id: PortId) -> Result<(), BackendError> {
+        let mut ports = self.ports();
+        let port = ports.remove(&id).ok_or(BackendError::NoPort)?;
+        for thread in &self.threads {
+            thread.call(move |switch| switch.place(id.0, Place::Absent))?;
+        }
+        if let PortPlace::Owned = port.place {
+            // What it held is dropped here, not by the worker.
+            let _ = self
+                .thread(port.worker)?
+                .call(move |switch| switch.remove(id.0))?;
+        }
+        self.shared.fdb.flush(id.0);
+        Ok(())
+    }
+
+    /// All counters now. Disturbs no worker.
+    pub fn stats(&self) -> Snapshot {
+        let ports = self.ports();
+        let of = |port: &Port| PortSnapshot::of(&port.name, port.worker, &port.stats);
+        Snapshot {
+            ports: ports.values().map(of).collect(),
+            workers: self.threads.iter().map(|thread| thread.stats()).collect(),
+        }
+    }
+
+    fn ports(&self) -> std::sync::MutexGuard<'_, BTreeMap<PortId, Port>> {
+        // The map is whole whenever the lock is free, whatever panicked.
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn thread(&self, number: usize) -> Result<&Arc<Worker<Switch>>, BackendError> {
+        let none = BackendError::NoWorker(number, self.threads.len());
+        self.threads.get(number).ok_or(none)
+    }
+
+    fn choose_worker(
+        &self,
+        ports: &BTreeMap<PortId, Port>,
+        wanted: Option<usize>,
+    ) -> Result<usize, BackendError> {
+        if let Some(number) = wanted {
+            return self.thread(number).map(|_| number);
+        }
+        let load = |&number: &usize| ports.values().filter(|p| p.worker == number).count();
+        let least = (0..self.threads.len()).min_by_key(load);
+        least.ok_or(BackendError::NoWorker(0, 0))
+    }
+}
+
+/// Number of queues of a card that can be.
+fn check(config: &NetConfig) -> Result<usize, BackendError> {
+    let within = |what, found: u16, low: u16, high: u16| {
+        if (low..=high).contains(&found) {
+            return Ok(());
+        }
+        Err(BackendError::Config {
+            what,
+            found: usize::from(found),
+            expected: format!("{low} to {high}"),
+        })
+    };
+    within(
+        "the number of queue pairs",
+        config.pairs,
+        1,
+        NetConfig::MAX_PAIRS,
+    )?;
+    within(
+        "the MTU",
+        config.mtu,
+        NetConfig::MIN_MTU,
+        NetConfig::MAX_MTU,
+    )?;
+    Ok(2 * usize::from(config.pairs))
+}
+
+/// The halves of a port that has some.
+fn halves(
+    kind: &PortKind,
+    name: &Arc<str>,
+    stats: &Stats,
+) -> Result<Option<(RxPort, TxPort)>, BackendError> {
+    let rings = || Rings::new(Arc::clone(name), Arc::clone(stats));
+    let null = TxPort::Null(Arc::clone(stats));
+    Ok(match kind {
+        PortKind::Vhost(_) => Some((
+            RxPort::Vhost(VhostRx { rings: rings() }),
+            TxPort::Vhost(VhostTx { rings: rings() }),
+        )),
+        PortKind::Null => Some((RxPort::None, null)),
+        PortKind::Gen(generator) => {
+            let GenConfig {
+                size,
+                source,
+                destination,
+            } = *generator;
+            if !(14..=MAX_FRAME).contains(&size) {
+                return Err(BackendError::Config {
+                    what: "the generator's frame size",
+                    found: size,
+                    expected: format!("14 to {MAX_FRAME}"),
+                });
+            }
+            let generator = Generator::new(size, source, destination, Arc::clone(stats))?;
+            Some((RxPort::Gen(generator), null))
+        }
+        PortKind::Echo { .. } => None,
+    })
+}

@@ -1,0 +1,17 @@
+//! Network: what a virtio network device is (VIRTIO 1.2, 5.1), and the learning switch between
+//! ports.
+//!
+//! The switch sees Ethernet frames and port numbers; rings, sessions and threads are unknown here.
+//! A switch spans all workers: each has a [`Switch`] with the ports it owns, and they share the
+//! table of learned addresses ([`Fdb`]) and queues to each other.
+
+mod device;
+mod fdb;
+mod switch;
+
+pub use device::{NetConfig, feature};
+pub use fdb::Fdb;
+pub use switch::{Inbox, Place, Shared, Switch};
+
+/// Most ports of a switch.
+pub const MAX_PORTS: usize = 256;

@@ -1,0 +1,465 @@
+//! The learning switch: one worker's part of it.
+//!
+//! A burst is sorted by destination first and delivered then, port by port, so that each ring's
+//! index is published once. Frames between the same two ports stay in order, whether they are
+//! flooded or not. Frames to a port of another worker are copied into mbufs and queued there.
+
+use std::sync::Arc;
+
+use crossbeam_queue::ArrayQueue;
+use vvu::memory::VolatileSlice;
+
+use super::fdb::{Fdb, is_group};
+use crate::mempool::Mempool;
+use crate::port::{BURST, Burst, Head, Heads, Parcel, Pick, RxPort, Stats, TxPort};
+use crate::stats::{Drop, WorkerStats};
+
+use crate::wake::{Quiet, Waker};
+
+/// Frames on their way to one worker.
+#[derive(Debug)]
+pub struct Inbox {
+    queue: ArrayQueue<Parcel>,
+    waker: Arc<Waker>,
+}
+
+impl Inbox {
+    /// Room for `capacity` frames to the worker that `waker` wakes.
+    pub fn new(capacity: usize, waker: Arc<Waker>) -> Arc<Self> {
+        Arc::new(Self {
+            queue: ArrayQueue::new(capacity),
+            waker,
+        })
+    }
+}
+
+/// Where a port is, seen from one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Place {
+    /// Nowhere.
+    #[default]
+    Absent,
+    /// With this worker.
+    Here,
+    /// With the worker of this number.
+    There(usize),
+    /// Everywhere and nowhere: frames go back to the port they come from, perhaps with their
+    /// addresses exchanged.
+    Echo {
+        /// Exchange source and destination address.
+        swap: bool,
+    },
+}
+
+/// What all workers of a switch have in common.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// Learned addresses.
+    pub fdb: Arc<Fdb>,
+    /// Queues to the workers, by number.
+    pub inboxes: Vec<Arc<Inbox>>,
+    /// Buffers for frames between workers.
+    pub pool: Option<Arc<Mempool>>,
+}
+
+/// A port that a worker owns.
+#[derive(Debug)]
+struct Incoming {
+    number: u16,
+    rx: RxPort,
+}
+
+/// Frames of the burst at hand for one port.
+#[derive(Debug)]
+struct Group {
+    picks: [Pick; BURST],
+    len: usize,
+}
+
+/// What is known of a port, by number.
+#[derive(Debug)]
+struct Outgoing {
+    place: Place,
+    tx: Option<TxPort>,
+    stats: Option<Stats>,
+    group: Group,
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self {
+            place: Place::Absent,
+            tx: None,
+            stats: None,
+            group: Group {
+                picks: [Pick::default(); BURST],
+                len: 0,
+            },
+        }
+    }
+}
+
+/// One worker's part of a switch. See the [module](self).
+#[derive(Debug)]
+pub struct Switch {
+    rx: Vec<Incoming>,
+    heads: Heads,
+    inbox: Arc<Inbox>,
+    parcels: Vec<Parcel>,
+    out: Out,
+}
+
+/// Everything but where frames come from.
+#[derive(Debug)]
+struct Out {
+    ports: Vec<Outgoing>,
+    /// Numbers of the ports that are not absent.
+    present: Vec<u16>,
+    /// Frames of the burst at hand for each other worker: frame, and port if not all.
+    remote: Vec<Vec<(u8, Option<u16>)>>,
+    shared: Shared,
+    stats: Arc<WorkerStats>,
+    now: u32,
+}
+
+impl Switch {
+    /// The part of worker `number`, without ports.
+    pub fn new(number: usize, shared: Shared, stats: Arc<WorkerStats>) -> Option<Self> {
+        Some(Self {
+            rx: Vec::new(),
+            heads: Heads::default(),
+            inbox: Arc::clone(shared.inboxes.get(number)?),
+            parcels: Vec::with_capacity(BURST),
+            out: Out {
+                ports: Vec::new(),
+                present: Vec::new(),
+                remote: shared
+                    .inboxes
+                    .iter()
+                    .map(|_| Vec::with_capacity(BURST))
+                    .collect(),
+                shared,
+                stats,
+                now: 0,
+            },
+        })
+    }
+
+    /// Says where port `number` is. Its halves leave with [`Switch::remove`].
+    pub fn place(&mut self, number: u16, place: Place) {
+        let index = usize::from(number);
+        if self.out.ports.len() <= index {
+            self.out.ports.resize_with(index + 1, Outgoing::default);
+        }
+        if let Some(port) = self.out.ports.get_mut(index) {
+            port.place = place;
+        }
+        let ports = self.out.ports.iter().enumerate();
+        let present = ports.filter(|(_, port)| port.place != Place::Absent);
+        self.out.present = present.map(|(number, _)| number as u16).collect();
+    }
+
+    /// Owns port `number` from now on.
+    pub fn add(&mut self, number: u16, rx: RxPort, tx: TxPort, stats: Stats) {
+        self.place(number, Place::Here);
+        self.rx.push(Incoming { number, rx });
+        if let Some(port) = self.out.ports.get_mut(usize::from(number)) {
+            port.tx = Some(tx);
+            port.stats = Some(stats);
+        }
+    }
+
+    /// Owns port `number` no longer.
+    pub fn remove(&mut self, number: u16) -> (Option<RxPort>, Option<TxPort>) {
+        self.place(number, Place::Absent);
+        let at = self.rx.iter().position(|port| port.number == number);
+        let rx = at.map(|at| self.rx.remove(at).rx);
+        let port = self.out.ports.get_mut(usize::from(number));
+        let tx = port.and_then(|port| {
+            port.stats = None;
+            port.tx.take()
+        });
+        (rx, tx)
+    }
+
+    /// The halves of a port that this worker owns.
+    pub fn port(&mut self, number: u16) -> Option<(&mut RxPort, &mut TxPort)> {
+        let rx = self.rx.iter_mut().find(|port| port.number == number)?;
+        let tx = self.out.ports.get_mut(usize::from(number))?.tx.as_mut()?;
+        Some((&mut rx.rx, tx))
+    }
+
+    /// Forwards everything there is now, up to a burst of each ring and of the inbox. Returns
+    /// whether there was anything. `now` counts seconds.
+    #[inline]
+    pub fn poll(&mut self, now: u32) -> bool {
+        if self.out.now != now {
+            self.out.now = now;
+            self.out.shared.fdb.sweep(now);
+        }
+        let mut worked = self.poll_inbox();
+        for Incoming { number, rx } in &mut self.rx {
+            let out = &mut self.out;
+            worked |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+        }
+        worked
+    }
+
+    fn poll_inbox(&mut self) -> bool {
+        while self.parcels.len() < BURST
+            && let Some(parcel) = self.inbox.queue.pop()
+        {
+            self.parcels.push(parcel);
+        }
+        if self.parcels.is_empty() {
+            return false;
+        }
+        let burst = Burst::of_parcels(&mut self.heads, &self.parcels);
+        self.out.arrive(&burst, &self.parcels);
+        self.parcels.clear();
+        true
+    }
+
+    /// Sends a frame as if it came from port `source`.
+    pub fn inject(&mut self, source: u16, frame: VolatileSlice<'_>) {
+        let burst = Burst::of_one(&mut self.heads, frame);
+        self.out.forward(source, &burst);
+    }
+
+    /// Asks all rings for kicks, because the worker is about to sleep.
+    pub fn enable_kicks(&mut self) -> Quiet {
+        let quiet = self.rx.iter_mut().map(|port| port.rx.enable_kicks());
+        quiet.fold(Quiet::Kicked, Quiet::and)
+    }
+
+    /// Asks all rings for no kicks, because the worker polls.
+    pub fn disable_kicks(&mut self) {
+        for port in &mut self.rx {
+            port.rx.disable_kicks();
+        }
+    }
+
+    /// Whether frames from other workers wait.
+    pub fn has_mail(&self) -> bool {
+        !self.inbox.queue.is_empty()
+    }
+}
+
+/// What was decided about a frame.
+#[derive(Clone, Copy)]
+enum Verdict {
+    To(u16),
+    Flood,
+}
+
+/// Frames of one burst that came to nothing, and such.
+#[derive(Default)]
+struct Tally {
+    bad_source: u64,
+    no_destination: u64,
+    unlearnt: u64,
+    queue_full: u64,
+    no_mbuf: u64,
+}
+
+impl Out {
+    /// Sends a burst from port `source` where it belongs. Returns whether anybody was there.
+    #[inline]
+    fn forward(&mut self, source: u16, burst: &Burst<'_>) -> bool {
+        let mut tally = Tally::default();
+        let mut learned = None;
+        for (frame, head) in (0u8..).zip(burst.heads()) {
+            let from = head.source();
+            if learned != Some(from) {
+                if is_group(from) || from == [0; 6] {
+                    tally.bad_source += 1;
+                    continue;
+                }
+                self.shared.fdb.learn(from, source, self.now);
+                learned = Some(from);
+            }
+            let reached = match self.verdict(head, &mut tally) {
+                Verdict::To(port) => self.unicast(frame, source, port),
+                Verdict::Flood => self.flood(frame, source),
+            };
+            tally.no_destination += u64::from(!reached);
+        }
+        let met = self.deliver(burst) | self.send_remote(source, burst, &mut tally);
+        self.count(source, &tally);
+        met
+    }
+
+    #[inline]
+    fn verdict(&self, head: &Head, tally: &mut Tally) -> Verdict {
+        let to = head.destination();
+        if is_group(to) {
+            return Verdict::Flood;
+        }
+        match self.shared.fdb.lookup(to, self.now) {
+            Some(port) => Verdict::To(port),
+            None => {
+                tally.unlearnt += 1;
+                Verdict::Flood
+            }
+        }
+    }
+
+    /// Notes that `frame` goes to one port. False if it cannot.
+    #[inline]
+    fn unicast(&mut self, frame: u8, source: u16, to: u16) -> bool {
+        // A port does not get its own frames back.
+        to != source && self.note(frame, source, to)
+    }
+
+    #[inline]
+    fn note(&mut self, frame: u8, source: u16, to: u16) -> bool {
+        let place = self.ports.get(usize::from(to)).map(|port| port.place);
+        match place.unwrap_or_default() {
+            Place::Here => self.note_here(frame, to, false),
+            Place::Echo { swap } => self.note_here(frame, source, swap),
+            Place::There(worker) => self.note_remote(frame, worker, Some(to)),
+            Place::Absent => false,
+        }
+    }
+
+    #[inline]
+    fn note_here(&mut self, frame: u8, to: u16, swap: bool) -> bool {
+        let group = self.ports.get_mut(usize::from(to)).map(|p| &mut p.group);
+        let Some(group) = group else {
+            return false;
+        };
+        let Some(pick) = group.picks.get_mut(group.len) else {
+            return false;
+        };
+        *pick = Pick { frame, swap };
+        group.len += 1;
+        true
+    }
+
+    fn note_remote(&mut self, frame: u8, worker: usize, to: Option<u16>) -> bool {
+        let Some(remote) = self.remote.get_mut(worker) else {
+            return false;
+        };
+        // A flood reaches every port of the other worker with one copy.
+        if remote.last() != Some(&(frame, None)) {
+            remote.push((frame, to));
+        }
+        true
+    }
+
+    fn flood(&mut self, frame: u8, source: u16) -> bool {
+        let mut reached = false;
+        for place in 0..self.present.len() {
+            let Some(&to) = self.present.get(place) else {
+                break;
+            };
+            if to == source {
+                continue;
+            }
+            let port = self.ports.get(usize::from(to)).map(|port| port.place);
+            reached |= match port {
+                Some(Place::There(worker)) => self.note_remote(frame, worker, None),
+                _ => self.note(frame, source, to),
+            };
+        }
+        reached
+    }
+
+    /// Delivers what was noted for the ports of this worker.
+    #[inline]
+    fn deliver(&mut self, burst: &Burst<'_>) -> bool {
+        let mut met = false;
+        for port in &self.present {
+            if let Some(Outgoing { tx, group, .. }) = self.ports.get_mut(usize::from(*port))
+                && group.len > 0
+            {
+                let picks = group.picks.get(..group.len).unwrap_or(&[]);
+                met |= tx.as_mut().is_some_and(|tx| tx.tx_burst(burst, picks));
+                group.len = 0;
+            }
+        }
+        met
+    }
+
+    /// Queues what was noted for other workers.
+    fn send_remote(&mut self, source: u16, burst: &Burst<'_>, tally: &mut Tally) -> bool {
+        let mut met = false;
+        for (remote, inbox) in self.remote.iter_mut().zip(&self.shared.inboxes) {
+            if remote.is_empty() {
+                continue;
+            }
+            for (frame, destination) in remote.drain(..) {
+                let Some(mbuf) = copy(burst, frame, self.shared.pool.as_ref()) else {
+                    tally.no_mbuf += 1;
+                    continue;
+                };
+                let parcel = Parcel {
+                    mbuf,
+                    source,
+                    destination,
+                };
+                if inbox.queue.push(parcel).is_err() {
+                    tally.queue_full += 1;
+                }
+            }
+            inbox.waker.wake();
+            met = true;
+        }
+        met
+    }
+
+    /// Delivers frames from other workers to ports of this one.
+    fn arrive(&mut self, burst: &Burst<'_>, parcels: &[Parcel]) {
+        for (frame, head) in (0u8..).zip(burst.heads()) {
+            let Some(parcel) = parcels.get(head.item()) else {
+                continue;
+            };
+            let here = |this: &Self, port: u16| {
+                let port = this.ports.get(usize::from(port));
+                port.is_some_and(|port| port.place == Place::Here)
+            };
+            match parcel.destination {
+                Some(port) if here(self, port) => {
+                    self.note_here(frame, port, false);
+                }
+                Some(_) => self.stats.stray.add(1),
+                None => {
+                    for place in 0..self.present.len() {
+                        if let Some(&port) = self.present.get(place)
+                            && port != parcel.source
+                            && here(self, port)
+                        {
+                            self.note_here(frame, port, false);
+                        }
+                    }
+                }
+            }
+        }
+        self.deliver(burst);
+    }
+
+    fn count(&self, source: u16, tally: &Tally) {
+        let port = self.ports.get(usize::from(source));
+        let Some(stats) = port.and_then(|port| port.stats.as_ref()) else {
+            return;
+        };
+        stats.dropped(Drop::BadSource, tally.bad_source);
+        stats.dropped(Drop::NoDestination, tally.no_destination);
+        stats.dropped(Drop::QueueFull, tally.queue_full);
+        stats.dropped(Drop::NoMbuf, tally.no_mbuf);
+        if tally.unlearnt > 0 {
+            stats.unlearnt.add(tally.unlearnt);
+        }
+    }
+}
+
+/// A copy of a frame that outlives the burst.
+fn copy(burst: &Burst<'_>, frame: u8, pool: Option<&Arc<Mempool>>) -> Option<crate::mempool::Mbuf> {
+    let head = burst.heads().get(usize::from(frame))?;
+    let mut mbuf = pool?.alloc()?;
+    mbuf.append(head.bytes().len())?.copy_from(head.bytes());
+    for piece in burst.body(head) {
+        piece.copy_to_volatile_slice(mbuf.append(piece.len())?);
+    }
+    Some(mbuf)
+}

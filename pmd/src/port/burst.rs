@@ -1,0 +1,347 @@
+//! Frames that are borrowed for one burst, with a private copy of their headers.
+//!
+//! Whoever decides about a frame reads [`Head`], which nobody else can change; the rest of the
+//! frame stays where it is until it is copied to where it goes. The head is delivered from the
+//! copy too, so what arrives is what was judged.
+
+use vvu::memory::VolatileSlice;
+
+use crate::mempool::Mbuf;
+use crate::vring::{Ring, Segments};
+
+/// Most frames of a burst.
+pub const BURST: usize = 64;
+
+/// Bytes of a frame that are copied before anything is decided: enough for Ethernet, VLAN, IPv6
+/// and ports, and one cache line.
+pub const HEAD: usize = 64;
+
+/// Length of the longest frame: a jumbo packet of 9216 bytes, Ethernet header, two VLAN tags.
+pub const MAX_FRAME: usize = 9216 + 14 + 8;
+
+/// Length of an Ethernet header.
+pub(crate) const ETHERNET: usize = 14;
+
+/// A private copy of a frame's first bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    bytes: [u8; HEAD],
+    copied: u8,
+    /// Which chain or buffer of the source it is.
+    item: u16,
+    len: u32,
+}
+
+impl Head {
+    const EMPTY: Self = Self {
+        bytes: [0; HEAD],
+        copied: 0,
+        item: 0,
+        len: 0,
+    };
+
+    /// The bytes copied: all of a short frame.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.copied)).unwrap_or(&[])
+    }
+
+    /// Length of the whole frame.
+    #[inline]
+    pub fn frame_len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Which chain or parcel of the source it is.
+    pub(crate) fn item(&self) -> usize {
+        usize::from(self.item)
+    }
+
+    fn address(&self, at: usize) -> [u8; 6] {
+        let mut address = [0; 6];
+        address.copy_from_slice(&self.bytes[at..at + 6]);
+        address
+    }
+
+    /// Destination address.
+    #[inline]
+    pub fn destination(&self) -> [u8; 6] {
+        self.address(0)
+    }
+
+    /// Source address.
+    #[inline]
+    pub fn source(&self) -> [u8; 6] {
+        self.address(6)
+    }
+
+    /// The same with source and destination address exchanged.
+    pub fn swapped(&self) -> Self {
+        let mut swapped = *self;
+        swapped.bytes[..6].copy_from_slice(&self.source());
+        swapped.bytes[6..12].copy_from_slice(&self.destination());
+        swapped
+    }
+}
+
+/// Room for the heads of one burst, used again and again.
+#[derive(Debug)]
+pub struct Heads {
+    heads: Box<[Head; BURST]>,
+    len: usize,
+}
+
+impl Default for Heads {
+    fn default() -> Self {
+        Self {
+            heads: Box::new([Head::EMPTY; BURST]),
+            len: 0,
+        }
+    }
+}
+
+impl Heads {
+    /// Forgets all heads.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others. False if
+    /// there is no room, or the frame has no whole Ethernet header or is too long.
+    #[inline]
+    pub(crate) fn push<'b>(
+        &mut self,
+        item: u16,
+        len: usize,
+        pieces: impl Iterator<Item = VolatileSlice<'b>>,
+        skip: usize,
+    ) -> bool {
+        let Some(head) = self.heads.get_mut(self.len) else {
+            return false;
+        };
+        if !(ETHERNET..=MAX_FRAME).contains(&len) {
+            return false;
+        }
+        let wanted = len.min(HEAD);
+        let mut rest = &mut head.bytes[..wanted];
+        for piece in (Skip { pieces, skip }) {
+            let copied = piece.copy_to(rest);
+            rest = rest.get_mut(copied..).unwrap_or(&mut []);
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if !rest.is_empty() {
+            return false;
+        }
+        head.copied = wanted as u8;
+        head.item = item;
+        head.len = len as u32;
+        self.len += 1;
+        true
+    }
+
+    /// Repeats the only head until there are [`BURST`].
+    pub(crate) fn repeat(&mut self) {
+        if let ([first, rest @ ..], 1) = (&mut self.heads[..], self.len) {
+            rest.fill(*first);
+            self.len = BURST;
+        }
+    }
+
+    fn all(&self) -> &[Head] {
+        self.heads.get(..self.len).unwrap_or(&[])
+    }
+}
+
+/// A frame on its way between workers.
+#[derive(Debug)]
+pub struct Parcel {
+    /// The frame.
+    pub mbuf: Mbuf,
+    /// Number of the port it came from.
+    pub source: u16,
+    /// Number of the port it goes to; `None` for all but the source.
+    pub destination: Option<u16>,
+}
+
+/// Where the bytes of a burst are.
+#[derive(Debug, Clone, Copy)]
+enum Source<'b> {
+    /// In chains of a ring, after headers of this length.
+    Ring(&'b Ring, usize),
+    /// In buffers of our own.
+    Parcels(&'b [Parcel]),
+    /// The same bytes for every frame.
+    Fixed(VolatileSlice<'b>),
+}
+
+/// A frame of a burst, as one destination shall get it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pick {
+    /// Number of the frame in its burst.
+    pub frame: u8,
+    /// With source and destination address exchanged.
+    pub swap: bool,
+}
+
+/// Up to [`BURST`] frames, borrowed from wherever they are for as long as the burst lasts.
+#[derive(Debug, Clone, Copy)]
+pub struct Burst<'b> {
+    heads: &'b [Head],
+    source: Source<'b>,
+}
+
+impl<'b> Burst<'b> {
+    /// Frames in the chains that `ring` has taken, after virtio headers of `skip` bytes.
+    pub(crate) fn of_ring(heads: &'b Heads, ring: &'b Ring, skip: usize) -> Self {
+        Self {
+            heads: heads.all(),
+            source: Source::Ring(ring, skip),
+        }
+    }
+
+    /// The frames of `parcels`, whose heads are read first. Parcels that are no frames are left
+    /// out.
+    pub fn of_parcels(heads: &'b mut Heads, parcels: &'b [Parcel]) -> Self {
+        heads.clear();
+        for (item, parcel) in parcels.iter().enumerate() {
+            if let Some(bytes) = parcel.mbuf.bytes() {
+                heads.push(item as u16, bytes.len(), std::iter::once(bytes), 0);
+            }
+        }
+        Self {
+            heads: heads.all(),
+            source: Source::Parcels(parcels),
+        }
+    }
+
+    /// `heads`, all of the frame in `bytes`.
+    pub(crate) fn of_fixed(heads: &'b Heads, bytes: VolatileSlice<'b>) -> Self {
+        Self {
+            heads: heads.all(),
+            source: Source::Fixed(bytes),
+        }
+    }
+
+    /// One frame.
+    pub fn of_one(heads: &'b mut Heads, bytes: VolatileSlice<'b>) -> Self {
+        heads.clear();
+        heads.push(0, bytes.len(), std::iter::once(bytes), 0);
+        Self::of_fixed(heads, bytes)
+    }
+
+    /// Heads of the frames.
+    #[inline]
+    pub fn heads(&self) -> &'b [Head] {
+        self.heads
+    }
+
+    /// Number of frames.
+    pub fn len(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Whether there are no frames.
+    pub fn is_empty(&self) -> bool {
+        self.heads.is_empty()
+    }
+
+    /// The head that `pick` means, as it shall be delivered.
+    #[inline]
+    pub fn pick(&self, pick: Pick) -> Option<Head> {
+        let head = self.heads.get(usize::from(pick.frame))?;
+        Some(if pick.swap { head.swapped() } else { *head })
+    }
+
+    /// What follows the copied bytes of `head`, piece by piece.
+    #[inline]
+    pub fn body(&self, head: &Head) -> Body<'b> {
+        let (only, chain, skip) = match self.source {
+            Source::Ring(ring, header) => {
+                let chain = ring.chains().get(head.item());
+                (None, chain.map(|chain| ring.readable(chain)), header)
+            }
+            Source::Parcels(parcels) => {
+                let parcel = parcels.get(head.item());
+                (parcel.and_then(|parcel| parcel.mbuf.bytes()), None, 0)
+            }
+            Source::Fixed(bytes) => (Some(bytes), None, 0),
+        };
+        Body(Skip {
+            pieces: Pieces { only, chain },
+            skip: skip + usize::from(head.copied),
+        })
+    }
+
+    /// Frame bytes of all `picks`.
+    pub fn bytes_of(&self, picks: &[Pick]) -> u64 {
+        let len = |pick: &Pick| self.heads.get(usize::from(pick.frame)).map(|h| h.len);
+        picks.iter().filter_map(len).map(u64::from).sum()
+    }
+
+    /// Frame bytes of all frames.
+    pub fn bytes(&self) -> u64 {
+        self.heads.iter().map(|head| u64::from(head.len)).sum()
+    }
+}
+
+/// The pieces of a frame's body. See [`Burst::body`].
+#[derive(Debug, Clone)]
+pub struct Body<'b>(Skip<Pieces<'b>>);
+
+impl<'b> Iterator for Body<'b> {
+    type Item = VolatileSlice<'b>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()
+    }
+}
+
+/// The one piece, or those of a chain.
+#[derive(Debug, Clone)]
+struct Pieces<'b> {
+    only: Option<VolatileSlice<'b>>,
+    chain: Option<Segments<'b>>,
+}
+
+impl<'b> Iterator for Pieces<'b> {
+    type Item = VolatileSlice<'b>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.chain {
+            Some(chain) => chain.next(),
+            None => self.only.take(),
+        }
+    }
+}
+
+/// `pieces` without their first `skip` bytes.
+#[derive(Debug, Clone)]
+struct Skip<I> {
+    pieces: I,
+    skip: usize,
+}
+
+impl<'b, I: Iterator<Item = VolatileSlice<'b>>> Iterator for Skip<I> {
+    type Item = VolatileSlice<'b>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let piece = self.pieces.next()?;
+            if self.skip == 0 {
+                return Some(piece);
+            }
+            if self.skip >= piece.len() {
+                self.skip -= piece.len();
+                continue;
+            }
+            let rest = piece.offset(self.skip).ok();
+            self.skip = 0;
+            return rest;
+        }
+    }
+}

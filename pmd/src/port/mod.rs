@@ -1,0 +1,95 @@
+//! Where frames come from and go to, a burst at a time.
+//!
+//! A port has two halves that share nothing but counters: [`RxPort`], what comes from it, and
+//! [`TxPort`], what goes to it. A worker holds the halves of its ports in two lists, so that it
+//! can read from one port and write to all others at once. The kind of a port is chosen by an
+//! enum once a burst.
+//!
+//! Frames are bare Ethernet frames here; what a virtio ring puts before them stays in `vhost`.
+//! This room knows no switch, no sessions and no threads.
+
+mod burst;
+pub mod flow;
+mod generator;
+mod rings;
+mod vhost;
+
+pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
+pub use generator::Generator;
+pub use rings::{PreparedRing, RingKind, Rings, Vhost};
+pub use vhost::{VhostRx, VhostTx};
+
+use std::sync::Arc;
+
+use crossbeam_utils::CachePadded;
+
+use crate::stats::PortStats;
+use crate::wake::Quiet;
+
+/// Counters of a port, shared with readers.
+pub type Stats = Arc<CachePadded<PortStats>>;
+
+/// The half of a port that frames come from.
+#[derive(Debug)]
+pub enum RxPort {
+    /// The transmit queues of a guest.
+    Vhost(VhostRx),
+    /// A generator.
+    Gen(Generator),
+    /// Nothing ever comes.
+    None,
+}
+
+impl RxPort {
+    /// Calls `each` with every burst there is now, at most one of each ring, and gives its frames
+    /// back. `each` returns whether the burst met anybody. Returns whether there was work.
+    #[inline]
+    pub fn rx_burst(&mut self, heads: &mut Heads, each: impl FnMut(&Burst<'_>) -> bool) -> bool {
+        match self {
+            Self::Vhost(vhost) => vhost.rx_burst(heads, each),
+            Self::Gen(generator) => generator.rx_burst(heads, each),
+            Self::None => false,
+        }
+    }
+
+    /// Asks for kicks, because the worker is about to sleep.
+    pub fn enable_kicks(&mut self) -> Quiet {
+        match self {
+            Self::Vhost(vhost) => vhost.enable_kicks(),
+            Self::Gen(_) => Quiet::Polled,
+            Self::None => Quiet::Kicked,
+        }
+    }
+
+    /// Asks for no kicks, because the worker polls.
+    pub fn disable_kicks(&mut self) {
+        if let Self::Vhost(vhost) = self {
+            vhost.disable_kicks();
+        }
+    }
+}
+
+/// The half of a port that frames go to.
+#[derive(Debug)]
+pub enum TxPort {
+    /// The receive queues of a guest.
+    Vhost(VhostTx),
+    /// Frames are counted and forgotten.
+    Null(Stats),
+}
+
+impl TxPort {
+    /// Delivers the frames of `burst` that `picks` names, in order, or drops and counts them.
+    /// False if there is nobody to deliver to.
+    #[inline]
+    pub fn tx_burst(&mut self, burst: &Burst<'_>, picks: &[Pick]) -> bool {
+        match self {
+            Self::Vhost(vhost) => vhost.tx_burst(burst, picks),
+            Self::Null(stats) => {
+                stats.tx_packets.add(picks.len() as u64);
+                stats.tx_bytes.add(burst.bytes_of(picks));
+                true
+            }
+        }
+    }
+}

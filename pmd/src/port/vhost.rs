@@ -1,0 +1,359 @@
+//! A guest's network card as a port (VIRTIO 1.2, 5.1.6): its transmit queues are what comes from
+//! the port, its receive queues are what goes to it.
+//!
+//! The header before each frame (5.1.6) is skipped on the way in, because no offload is offered,
+//! and all zero on the way out, but for the number of merged buffers.
+
+use vvu::memory::VolatileSlice;
+
+use super::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME, Pick};
+use super::flow;
+use super::rings::{RingKind, Rings, Vhost};
+use crate::stats::Drop;
+use crate::vring::{Ring, Segments};
+use crate::wake::Quiet;
+
+/// Length of the longest header: with the number of merged buffers, at offset 10.
+const HEADER: usize = 12;
+
+/// What comes from a guest.
+#[derive(Debug)]
+pub struct VhostRx {
+    /// Its transmit queues (odd indices).
+    pub rings: Rings,
+}
+
+/// Frames dropped while a burst was taken in.
+#[derive(Default)]
+struct Refused {
+    truncated: u64,
+    too_long: u64,
+}
+
+impl VhostRx {
+    pub(super) fn rx_burst(
+        &mut self,
+        heads: &mut Heads,
+        mut each: impl FnMut(&Burst<'_>) -> bool,
+    ) -> bool {
+        let Rings {
+            all, stats, name, ..
+        } = &mut self.rings;
+        let mut worked = false;
+        let mut broke = false;
+        for vhost in all.iter_mut().filter(|vhost| !vhost.broken) {
+            let taken = vhost.ring.take_burst(BURST);
+            if taken > 0 {
+                worked = true;
+                let skip = vhost.kind.header;
+                let ring = &mut vhost.ring;
+                if vhost.enabled {
+                    let refused = read_heads(ring, skip, heads);
+                    let burst = Burst::of_ring(heads, ring, skip);
+                    if !burst.is_empty() {
+                        stats.rx_packets.add(burst.len() as u64);
+                        stats.rx_bytes.add(burst.bytes());
+                        each(&burst);
+                    }
+                    stats.dropped(Drop::Truncated, refused.truncated);
+                    stats.dropped(Drop::TooLong, refused.too_long);
+                } else {
+                    stats.dropped(Drop::Disabled, taken as u64);
+                }
+                for _ in 0..taken {
+                    ring.give_back(0);
+                }
+                ring.finish();
+            }
+            broke |= !vhost.check(name, stats);
+        }
+        if broke {
+            self.rings.refresh();
+        }
+        worked
+    }
+
+    pub(super) fn enable_kicks(&mut self) -> Quiet {
+        let mut quiet = Quiet::Kicked;
+        for vhost in self.rings.all.iter_mut().filter(|vhost| !vhost.broken) {
+            quiet = quiet.and(if vhost.ring.enable_kicks() {
+                Quiet::Busy
+            } else if vhost.watch.is_polled() {
+                Quiet::Polled
+            } else {
+                Quiet::Kicked
+            });
+        }
+        quiet
+    }
+
+    pub(super) fn disable_kicks(&mut self) {
+        for vhost in self.rings.all.iter_mut().filter(|vhost| !vhost.broken) {
+            vhost.ring.disable_kicks();
+        }
+    }
+}
+
+/// Copies the heads of all frames that `ring` has taken.
+#[inline]
+fn read_heads(ring: &Ring, skip: usize, heads: &mut Heads) -> Refused {
+    let mut refused = Refused::default();
+    heads.clear();
+    for (item, chain) in ring.chains().iter().enumerate() {
+        let len = (chain.read_len() as usize).saturating_sub(skip);
+        if len > MAX_FRAME {
+            refused.too_long += 1;
+        } else if len < ETHERNET || !heads.push(item as u16, len, ring.readable(chain), skip) {
+            refused.truncated += 1;
+        }
+    }
+    refused
+}
+
+/// What goes to a guest.
+#[derive(Debug)]
+pub struct VhostTx {
+    /// Its receive queues (even indices).
+    pub rings: Rings,
+}
+
+/// What became of frames to send.
+#[derive(Default)]
+struct Sent {
+    packets: u64,
+    bytes: u64,
+    full: u64,
+    small: u64,
+}
+
+impl VhostTx {
+    pub(super) fn tx_burst(&mut self, burst: &Burst<'_>, picks: &[Pick]) -> bool {
+        let mut sent = Sent::default();
+        let delivered = match self.rings.live.as_slice() {
+            [] => false,
+            [only] => {
+                let only = usize::from(*only);
+                self.deliver(only, burst, picks, &mut sent)
+            }
+            _ => self.spread(burst, picks, &mut sent),
+        };
+        let stats = &self.rings.stats;
+        if delivered {
+            stats.tx_packets.add(sent.packets);
+            stats.tx_bytes.add(sent.bytes);
+            stats.dropped(Drop::RingFull, sent.full);
+            stats.dropped(Drop::SmallBuffer, sent.small);
+        } else {
+            stats.dropped(Drop::NoRing, picks.len() as u64);
+        }
+        delivered
+    }
+
+    /// Chooses a ring for each flow, then serves ring after ring: within a flow, order stays.
+    fn spread(&mut self, burst: &Burst<'_>, picks: &[Pick], sent: &mut Sent) -> bool {
+        let live = self.rings.live.len();
+        let mut queues = [u16::MAX; BURST];
+        for (queue, pick) in queues.iter_mut().zip(picks) {
+            if let Some(head) = burst.heads().get(usize::from(pick.frame)) {
+                let chosen = flow::hash(head.bytes()) as usize % live;
+                *queue = self.rings.live.get(chosen).copied().unwrap_or(u16::MAX);
+            }
+        }
+        let mut mine = [Pick::default(); BURST];
+        for start in 0..picks.len().min(BURST) {
+            let queue = queues[start];
+            if queue == u16::MAX {
+                continue;
+            }
+            let mut count = 0;
+            for (other, pick) in queues.iter_mut().zip(picks).skip(start) {
+                if *other == queue {
+                    *other = u16::MAX;
+                    mine[count] = *pick;
+                    count += 1;
+                }
+            }
+            self.deliver(usize::from(queue), burst, &mine[..count], sent);
+        }
+        true
+    }
+
+    fn deliver(
+        &mut self,
+        place: usize,
+        burst: &Burst<'_>,
+        picks: &[Pick],
+        sent: &mut Sent,
+    ) -> bool {
+        let Rings {
+            all, stats, name, ..
+        } = &mut self.rings;
+        let Some(vhost) = all.get_mut(place) else {
+            return false;
+        };
+        send(vhost, burst, picks, sent);
+        if !vhost.check(name, stats) {
+            self.rings.refresh();
+        }
+        true
+    }
+}
+
+/// Puts frames into the next chains of a ring.
+#[inline]
+fn send(vhost: &mut Vhost, burst: &Burst<'_>, picks: &[Pick], sent: &mut Sent) {
+    let Vhost { ring, kind, .. } = vhost;
+    ring.take_burst(picks.len());
+    for pick in picks {
+        let Some(head) = burst.pick(*pick) else {
+            continue;
+        };
+        let len = kind.header + head.frame_len();
+        match room_for(ring, *kind, len) {
+            Room::Chains(chains) => {
+                let mut writer = Writer::new(ring, chains);
+                writer.bytes(&header(chains)[..kind.header]);
+                writer.bytes(head.bytes());
+                for piece in burst.body(&head) {
+                    writer.copy(piece);
+                }
+                give_back(ring, chains, len);
+                sent.packets += 1;
+                sent.bytes += head.frame_len() as u64;
+            }
+            Room::Full => sent.full += 1,
+            Room::Small => sent.small += 1,
+        }
+    }
+    ring.finish();
+}
+
+/// The header of a frame without offloads (5.1.6): all zero but num_buffers. Rings without that
+/// field use the first 10 bytes.
+fn header(chains: usize) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[10..].copy_from_slice(&(chains as u16).to_le_bytes());
+    header
+}
+
+enum Room {
+    /// The next so many chains hold it.
+    Chains(usize),
+    /// Not enough chains.
+    Full,
+    /// The next chain is too small and the only one that may be used.
+    Small,
+}
+
+/// How many of the next chains `len` bytes take. Nothing is written before this is known, so a
+/// frame that does not fit leaves no trace.
+#[inline]
+fn room_for(ring: &mut Ring, kind: RingKind, len: usize) -> Room {
+    let mut room = 0;
+    let mut chains = 0;
+    loop {
+        if ring.chains().len() <= chains && ring.take_burst(1) == 0 {
+            return Room::Full;
+        }
+        let Some(chain) = ring.chains().get(chains) else {
+            return Room::Full;
+        };
+        let more = chain.write_len() as usize;
+        room += more;
+        chains += 1;
+        if room >= len {
+            return Room::Chains(chains);
+        }
+        // A buffer without room for the header is against 5.1.6.3.1; it would never be used up.
+        if !kind.mergeable || more < kind.header {
+            return Room::Small;
+        }
+    }
+}
+
+/// Gives back the next `chains` chains, filled with `len` bytes in all.
+#[inline]
+fn give_back(ring: &mut Ring, chains: usize, len: usize) {
+    let mut left = len as u32;
+    for _ in 0..chains {
+        let filled = ring.chains().first().map_or(0, |c| c.write_len().min(left));
+        left -= filled;
+        ring.give_back(filled);
+    }
+}
+
+/// Writes into consecutive chains as if they were one buffer.
+struct Writer<'r> {
+    ring: &'r Ring,
+    chains: std::ops::Range<usize>,
+    segments: Option<Segments<'r>>,
+    now: Option<VolatileSlice<'r>>,
+}
+
+impl<'r> Writer<'r> {
+    #[inline]
+    fn new(ring: &'r Ring, chains: usize) -> Self {
+        let mut this = Self {
+            ring,
+            chains: 0..chains,
+            segments: None,
+            now: None,
+        };
+        this.advance();
+        this
+    }
+
+    /// On to the next segment that is not full.
+    #[inline]
+    fn advance(&mut self) {
+        loop {
+            self.now = self.segments.as_mut().and_then(Iterator::next);
+            if self.now.is_some() {
+                return;
+            }
+            let chain = self.chains.next().and_then(|n| self.ring.chains().get(n));
+            let Some(chain) = chain else {
+                return;
+            };
+            self.segments = Some(self.ring.writable(chain));
+        }
+    }
+
+    /// `len` bytes of the current segment were written.
+    #[inline]
+    fn wrote(&mut self, now: VolatileSlice<'r>, len: usize) {
+        match now.offset(len) {
+            Ok(rest) if !rest.is_empty() => self.now = Some(rest),
+            _ => self.advance(),
+        }
+    }
+
+    /// Copies our own bytes.
+    #[inline]
+    fn bytes(&mut self, mut bytes: &[u8]) {
+        while let Some(now) = self.now
+            && !bytes.is_empty()
+        {
+            let (part, rest) = bytes.split_at(bytes.len().min(now.len()));
+            now.copy_from(part);
+            self.wrote(now, part.len());
+            bytes = rest;
+        }
+    }
+
+    /// Copies from one guest's memory to another's (or within one: overlap is allowed).
+    #[inline]
+    fn copy(&mut self, mut from: VolatileSlice<'_>) {
+        while let Some(now) = self.now
+            && !from.is_empty()
+        {
+            let len = from.len().min(now.len());
+            from.copy_to_volatile_slice(now);
+            self.wrote(now, len);
+            match from.offset(len) {
+                Ok(rest) => from = rest,
+                Err(_) => return,
+            }
+        }
+    }
+}

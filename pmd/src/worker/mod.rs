@@ -1,0 +1,163 @@
+//! One pinned polling thread: polls what it was given, takes mail at the quiescent point, sleeps
+//! when idle.
+//!
+//! Control reaches a worker's state only through [`Worker::call`]: a closure is posted, the worker
+//! runs it between two rounds, when no burst is in flight, and the caller waits for the answer
+//! with a deadline. So the state needs no lock, and when a call returns, what it changed is in
+//! force. This room does not know what is polled: see [`Poller`].
+
+mod thread;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_queue::SegQueue;
+use thiserror::Error;
+
+use crate::stats::{WorkerSnapshot, WorkerStats};
+use crate::wake::{Quiet, Waker};
+
+/// What a worker polls.
+pub trait Poller: Send + 'static {
+    /// One round: does what there is to do now, in bounded time. Returns whether there was
+    /// anything. `now` counts seconds.
+    fn poll(&mut self, now: u32) -> bool;
+
+    /// The worker is about to sleep: asks for kicks and looks once more.
+    fn enable_kicks(&mut self) -> Quiet;
+
+    /// The worker is awake and polls: asks for no kicks.
+    fn disable_kicks(&mut self);
+
+    /// Whether other threads left something to do, apart from mail.
+    fn has_mail(&self) -> bool;
+}
+
+/// Why a worker cannot be had, or does not answer.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// The CPU is not there, or not for us.
+    #[error("cannot run on CPU {cpu}: {source}; this process may use {allowed}")]
+    Cpu {
+        /// CPU asked for.
+        cpu: usize,
+        /// CPUs that there are, in words.
+        allowed: String,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+    /// Two workers on one CPU would only take turns.
+    #[error("CPU {0} is listed twice: one polling worker takes a whole CPU")]
+    Twice(usize),
+    /// No CPU at all.
+    #[error("no CPU given: at least one worker is needed")]
+    NoCpu,
+    /// The kernel has no thread, or no descriptors, for us.
+    #[error("cannot start a worker: {0}")]
+    Start(#[from] std::io::Error),
+    /// The worker did not answer in time.
+    #[error("the worker on CPU {0} does not answer")]
+    Gone(usize),
+}
+
+/// How long a worker may take to answer. It answers between two rounds, after some microseconds;
+/// more than this means that the thread is dead or its CPU is taken away.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+type Mail<P> = Box<dyn FnOnce(&mut P) + Send>;
+
+/// What a worker's thread and its handles share.
+struct Post<P> {
+    mail: SegQueue<Mail<P>>,
+    stop: AtomicBool,
+    waker: Arc<Waker>,
+    stats: Arc<WorkerStats>,
+}
+
+/// A worker. Dropping it stops and joins the thread.
+pub struct Worker<P: Poller> {
+    cpu: usize,
+    post: Arc<Post<P>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<P: Poller> Worker<P> {
+    /// Starts a thread on `cpu` that polls `poller` and is woken by `waker`.
+    pub fn start(
+        cpu: usize,
+        poller: P,
+        waker: Arc<Waker>,
+        stats: Arc<WorkerStats>,
+    ) -> Result<Self, WorkerError> {
+        let post = Arc::new(Post {
+            mail: SegQueue::new(),
+            stop: AtomicBool::new(false),
+            waker,
+            stats,
+        });
+        let (started, answer) = mpsc::sync_channel(1);
+        let theirs = Arc::clone(&post);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{cpu}"))
+            .spawn(move || {
+                let pinned = thread::pin(cpu);
+                let go = pinned.is_ok();
+                let _ = started.send(pinned);
+                if go {
+                    thread::run(poller, &theirs);
+                }
+            })?;
+        answer.recv().map_err(|_| WorkerError::Gone(cpu))??;
+        Ok(Self {
+            cpu,
+            post,
+            thread: Some(thread),
+        })
+    }
+
+    /// Runs `what` on the worker's state between two rounds and returns its result.
+    pub fn call<R: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut P) -> R + Send + 'static,
+    ) -> Result<R, WorkerError> {
+        let (answer, result) = mpsc::sync_channel(1);
+        self.post.mail.push(Box::new(move |poller| {
+            // Whoever stopped waiting does not want it any more.
+            let _ = answer.send(what(poller));
+        }));
+        self.post.waker.wake();
+        result
+            .recv_timeout(DEADLINE)
+            .map_err(|_| WorkerError::Gone(self.cpu))
+    }
+
+    /// What wakes this worker.
+    pub fn waker(&self) -> &Arc<Waker> {
+        &self.post.waker
+    }
+
+    /// The worker's counters.
+    pub fn stats(&self) -> WorkerSnapshot {
+        WorkerSnapshot::of(self.cpu, &self.post.stats)
+    }
+}
+
+impl<P: Poller> Drop for Worker<P> {
+    fn drop(&mut self) {
+        self.post.stop.store(true, Ordering::Release);
+        self.post.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<P: Poller> std::fmt::Debug for Worker<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("cpu", &self.cpu).finish()
+    }
+}

@@ -1,0 +1,112 @@
+//! What a worker's thread does.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use super::{Poller, Post, WorkerError};
+use crate::wake::Quiet;
+
+/// How long a worker goes on polling without finding anything before it sleeps. Longer than a
+/// round trip between two busy guests, so that their ping-pong meets no sleeper; short enough
+/// that other threads of the CPU hardly notice.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// The first sleep of a worker with something that cannot wake it...
+const NAP: Duration = Duration::from_millis(1);
+/// ...and the longest: each nap without success is twice as long as the one before.
+const LONGEST_NAP: Duration = Duration::from_millis(16);
+
+/// Rounds between two looks at the clock while there is work.
+const CLOCK_ROUNDS: u32 = 64;
+
+/// Binds the calling thread to `cpu`.
+pub(super) fn pin(cpu: usize) -> Result<(), WorkerError> {
+    let error = |source| WorkerError::Cpu {
+        cpu,
+        allowed: allowed(),
+        source,
+    };
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(error(std::io::ErrorKind::InvalidInput.into()));
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).map_err(|errno| error(errno.into()))
+}
+
+/// The CPUs that this thread may use, in words.
+fn allowed() -> String {
+    let Ok(set) = sched_getaffinity(None) else {
+        return "an unknown set".into();
+    };
+    let cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu));
+    let cpus: Vec<_> = cpus.map(|cpu| cpu.to_string()).collect();
+    format!("CPU {}", cpus.join(", "))
+}
+
+/// Polls until told to stop.
+pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>) {
+    let start = Instant::now();
+    let seconds = |now: Instant| (now - start).as_secs() as u32;
+    let mut now = start;
+    let mut last_work = start;
+    let mut nap = NAP;
+    let mut busy = 0u32;
+    while !post.stop.load(Ordering::Acquire) {
+        let mut worked = take_mail(&mut poller, post);
+        worked |= poller.poll(seconds(now));
+        post.stats.rounds.add(1);
+        if worked {
+            post.stats.busy.add(1);
+            busy = busy.wrapping_add(1);
+            if busy.is_multiple_of(CLOCK_ROUNDS) {
+                now = Instant::now();
+            }
+            continue;
+        }
+        now = Instant::now();
+        if std::mem::take(&mut busy) > 0 {
+            last_work = now;
+            nap = NAP;
+        }
+        if now - last_work < SPIN {
+            std::hint::spin_loop();
+        } else if sleep(&mut poller, post, &mut nap) {
+            now = Instant::now();
+            last_work = now;
+        }
+    }
+}
+
+/// Does what was asked for since the last round. No burst is in flight here.
+fn take_mail<P: Poller>(poller: &mut P, post: &Post<P>) -> bool {
+    let mut any = false;
+    while let Some(mail) = post.mail.pop() {
+        mail(poller);
+        post.stats.mails.add(1);
+        any = true;
+    }
+    any
+}
+
+/// Sleeps until something happens; not at all if it did already. Returns whether to go on
+/// polling for a while, which is pointless after a nap that just ended.
+fn sleep<P: Poller>(poller: &mut P, post: &Post<P>, nap: &mut Duration) -> bool {
+    let timeout = match poller.enable_kicks() {
+        Quiet::Busy => {
+            poller.disable_kicks();
+            return true;
+        }
+        Quiet::Kicked => None,
+        Quiet::Polled => Some(*nap),
+    };
+    let pending =
+        || !post.mail.is_empty() || poller.has_mail() || post.stop.load(Ordering::Acquire);
+    post.stats.sleeps.add(1);
+    post.waker.sleep(timeout, pending);
+    poller.disable_kicks();
+    *nap = (*nap * 2).min(LONGEST_NAP);
+    timeout.is_none()
+}

@@ -1,0 +1,10 @@
+//! Sessions over AF_UNIX, driven by rust-vmm's front-end and by a scripted one.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod bench;
+mod fake;
+mod hostile;
+mod negotiate;
+mod rings;
+mod rust_vmm;
+mod script;

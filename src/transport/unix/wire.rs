@@ -1,0 +1,227 @@
+//! One connected socket: bytes to whole messages, whole messages to bytes.
+//!
+//! Reading never blocks and never takes a byte of the next message, so that file descriptors
+//! stay with the message whose header they came with.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendFlags, recvmsg, sendmsg,
+};
+
+use crate::protocol::{HEADER_LEN, Message};
+use crate::transport::{Gone, Incoming, TransportError};
+
+/// File descriptors that may come with a message.
+const MAX_FDS: usize = 8;
+
+/// Longest payload taken. The longest in use has a little over 4 KiB.
+pub(super) const MAX_PAYLOAD: usize = 64 << 10;
+
+/// How long a front-end may take to read a reply.
+const SEND_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How far the message that is being read has come.
+#[derive(Debug)]
+enum Progress {
+    Header {
+        bytes: [u8; HEADER_LEN],
+        have: usize,
+    },
+    Payload {
+        request: u32,
+        flags: u32,
+        bytes: Vec<u8>,
+        have: usize,
+    },
+}
+
+impl Progress {
+    const START: Self = Self::Header {
+        bytes: [0; HEADER_LEN],
+        have: 0,
+    };
+}
+
+/// What a look at the socket brought.
+#[derive(Debug)]
+pub(super) enum Received {
+    /// A message is complete.
+    Message(Incoming),
+    /// There is no more to read for now.
+    Nothing,
+}
+
+/// A connection. See the [module](self).
+#[derive(Debug)]
+pub(super) struct Wire {
+    socket: OwnedFd,
+    progress: Progress,
+    attached: Vec<OwnedFd>,
+    heard: bool,
+}
+
+impl Wire {
+    /// Takes a connected, non-blocking socket.
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            progress: Progress::START,
+            attached: Vec::new(),
+            heard: false,
+        }
+    }
+
+    /// Whether a whole message ever arrived.
+    pub(super) fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Reads until a message is complete or there is nothing to read.
+    pub(super) fn receive(&mut self) -> Result<Received, Gone> {
+        loop {
+            if let Some(message) = self.complete()? {
+                let attached = std::mem::take(&mut self.attached);
+                self.heard = true;
+                return Ok(Received::Message(Incoming { message, attached }));
+            }
+            if !self.read()? {
+                return Ok(Received::Nothing);
+            }
+        }
+    }
+
+    /// The message, if all of it is there; turns a complete header into the wait for its payload.
+    fn complete(&mut self) -> Result<Option<Message>, Gone> {
+        if let Progress::Header { bytes, have } = &self.progress
+            && *have == HEADER_LEN
+        {
+            let (request, flags, size) = Message::parse_header(bytes);
+            let size = size as usize;
+            if size > MAX_PAYLOAD {
+                return Err(Gone::Violation(format!(
+                    "message {request} announces {size} bytes of payload, {MAX_PAYLOAD} are the \
+                     limit"
+                )));
+            }
+            self.progress = Progress::Payload {
+                request,
+                flags,
+                bytes: vec![0; size],
+                have: 0,
+            };
+        }
+        match &mut self.progress {
+            Progress::Payload {
+                request,
+                flags,
+                bytes,
+                have,
+            } if *have == bytes.len() => {
+                let message = Message {
+                    request: *request,
+                    flags: *flags,
+                    payload: std::mem::take(bytes),
+                };
+                self.progress = Progress::START;
+                Ok(Some(message))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Reads some bytes of the current part; `false` if there are none now.
+    fn read(&mut self) -> Result<bool, Gone> {
+        let (buffer, have, in_header) = match &mut self.progress {
+            Progress::Header { bytes, have } => (bytes.as_mut_slice(), have, true),
+            Progress::Payload { bytes, have, .. } => (bytes.as_mut_slice(), have, false),
+        };
+        let rest = buffer.get_mut(*have..).unwrap_or_default();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let result = recvmsg(
+            &self.socket,
+            &mut [IoSliceMut::new(rest)],
+            &mut control,
+            flags,
+        );
+        let received = match result {
+            Ok(received) => received,
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::INTR) => return Ok(true),
+            Err(Errno::CONNRESET) => return Err(Gone::Closed),
+            Err(errno) => return Err(Gone::Failed(format!("cannot read the socket: {errno}"))),
+        };
+        *have += received.bytes;
+        let before = self.attached.len();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.attached.extend(fds);
+            }
+        }
+        if !in_header && self.attached.len() > before {
+            return Err(Gone::Violation(
+                "file descriptors came with a payload instead of its header".to_owned(),
+            ));
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) || self.attached.len() > MAX_FDS {
+            return Err(Gone::Violation(format!(
+                "a message came with more than {MAX_FDS} file descriptors"
+            )));
+        }
+        if received.bytes == 0 {
+            return Err(Gone::Closed);
+        }
+        Ok(true)
+    }
+
+    /// Sends all of `bytes`, or gives up when the front-end does not read them in time.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), TransportError> {
+        let deadline = Instant::now() + SEND_DEADLINE;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let mut control = SendAncillaryBuffer::default();
+            match sendmsg(&self.socket, &[IoSlice::new(rest)], &mut control, flags) {
+                Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
+                Err(Errno::AGAIN) => self.wait_until_writable(deadline)?,
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(TransportError::NotConnected),
+                Err(errno) => {
+                    return Err(TransportError::Send(format!(
+                        "cannot write the socket: {errno}"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_until_writable(&self, deadline: Instant) -> Result<(), TransportError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(TransportError::Send(format!(
+                "the front-end did not read a reply for {} s",
+                SEND_DEADLINE.as_secs()
+            )));
+        }
+        let timeout = Timespec::try_from(left).unwrap_or_default();
+        let mut fds = [PollFd::from_borrowed_fd(
+            self.socket.as_fd(),
+            PollFlags::OUT,
+        )];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(TransportError::Send(format!(
+                "cannot poll the socket: {errno}"
+            ))),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! An appliance VM that switches between two neighbours.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use vvu_tests::traffic::{self, Transfer};
+use vvu_tests::wire::{BlastReport, CpuReport, Task};
+
+use crate::runner::Stage;
+
+const MIB: u64 = 1 << 20;
+
+/// Traffic resumes within this after `vvu` was started again.
+const RESUME: Duration = Duration::from_secs(5);
+
+/// Small, as large as an ordinary frame takes, as large as a jumbo frame takes.
+pub(crate) fn pings_of_every_size(stage: &mut Stage) -> Result<()> {
+    let trio = stage.trio()?;
+    for size in [56, 1472, 8972] {
+        for (from, to) in [(&trio.a, &trio.b), (&trio.b, &trio.a)] {
+            let report = traffic::ping(from, to, size, 20)?;
+            ensure!(
+                report.lost() == 0,
+                "{} of {} pings of {size} bytes were lost",
+                report.lost(),
+                report.sent
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What arrives is what was sent, in both directions, one after the other and at once.
+pub(crate) fn tcp_both_ways(stage: &mut Stage) -> Result<()> {
+    let trio = stage.trio()?;
+    traffic::tcp(&trio.a, &trio.b, 64 * MIB)?;
+    traffic::tcp(&trio.b, &trio.a, 64 * MIB)?;
+    let there = Transfer::start(&trio.a, &trio.b, 32 * MIB)?;
+    let back = Transfer::start(&trio.b, &trio.a, 32 * MIB)?;
+    there.finish(RESUME * 12)?;
+    back.finish(RESUME * 12)?;
+    Ok(())
+}
+
+/// Both pairs exist in the guest, and frames sent on either of them arrive.
+pub(crate) fn two_queue_pairs(stage: &mut Stage) -> Result<()> {
+    const TIME: Duration = Duration::from_millis(300);
+    let trio = stage.trio()?;
+    let queues = trio.a.run(&["ls", "/sys/class/net/eth0/queues"])?.stdout;
+    for queue in ["rx-0", "rx-1", "tx-0", "tx-1"] {
+        ensure!(queues.contains(queue), "a has no {queue}, only {queues}");
+    }
+    for processor in [0, 1] {
+        let counter = trio.b.start_task(Task::Count {
+            device: "eth0".into(),
+            millis: 2 * TIME.as_millis() as u64,
+        })?;
+        counter.pid()?;
+        // The kernel sends a packet socket's frames on the queue of the processor it runs on.
+        let task = Task::Blast {
+            device: "eth0".into(),
+            to: trio.b.mac(),
+            size: 60,
+            millis: TIME.as_millis() as u64,
+        };
+        let sent: BlastReport = trio.a.start_task_on(processor, &task)?.report(RESUME)?;
+        let counted: BlastReport = counter.report(RESUME)?;
+        ensure!(
+            sent.frames > 100,
+            "a could send only {} frames on queue {processor}",
+            sent.frames
+        );
+        ensure!(
+            counted.frames > 100,
+            "b got {} of {} frames of queue {processor}",
+            counted.frames,
+            sent.frames
+        );
+    }
+    Ok(())
+}
+
+/// Without traffic `vvu` sleeps, and the first packet wakes it.
+pub(crate) fn idle_and_wake(stage: &mut Stage) -> Result<()> {
+    let trio = stage.trio()?;
+    thread::sleep(Duration::from_secs(1));
+    let task = Task::Cpu {
+        pid: trio.vvu.pid()?,
+        millis: 4000,
+    };
+    let usage: CpuReport = trio.appliance.task(task, RESUME * 4)?;
+    ensure!(
+        usage.percent() < 2.0,
+        "idle, vvu takes {:.1} % of a processor",
+        usage.percent()
+    );
+    let report = traffic::ping(&trio.a, &trio.b, 56, 1)?;
+    ensure!(report.lost() == 0, "the first packet after a pause is lost");
+    Ok(())
+}
+
+/// `vvu` dies without a word and is started again; the neighbours are not touched.
+pub(crate) fn vvu_killed(stage: &mut Stage) -> Result<()> {
+    let trio = stage.trio()?;
+    trio.vvu.kill()?;
+    let start = Instant::now();
+    trio.restart_vvu()?;
+    ensure!(
+        traffic::answers_within(&trio.a, &trio.b, RESUME)? && start.elapsed() < RESUME * 2,
+        "traffic has not resumed within {RESUME:?}; vvu says: {}",
+        trio.vvu.printed()
+    );
+    traffic::tcp(&trio.a, &trio.b, 16 * MIB)?;
+    Ok(())
+}
+
+/// A neighbour's kernel reboots.
+pub(crate) fn neighbour_reboots(stage: &mut Stage) -> Result<()> {
+    let trio = stage.trio()?;
+    trio.a.reboot()?;
+    trio.settle()?;
+    traffic::tcp(&trio.a, &trio.b, 16 * MIB)?;
+    Ok(())
+}
+
+/// A neighbour's QEMU is killed under load and started again.
+pub(crate) fn neighbour_killed(stage: &mut Stage) -> Result<()> {
+    let trio = stage.trio()?;
+    let cut_off = Transfer::start(&trio.a, &trio.b, 4096 * MIB)?;
+    thread::sleep(Duration::from_millis(300));
+    ensure!(cut_off.is_running(), "there is no load");
+    trio.a.kill_and_boot()?;
+    trio.settle()?;
+    traffic::tcp(&trio.b, &trio.a, 16 * MIB)?;
+    Ok(())
+}
+
+/// The table of memory regions changes while a neighbour transmits.
+pub(crate) fn memory_added_under_load(stage: &mut Stage) -> Result<()> {
+    let trio = stage.trio()?;
+    let before = total_memory(&trio.a.read("/proc/meminfo")?)?;
+    let there = Transfer::start(&trio.a, &trio.b, 256 * MIB)?;
+    thread::sleep(Duration::from_millis(300));
+    trio.a.hot_add_memory(256)?;
+    ensure!(
+        there.is_running(),
+        "the transfer was over before the memory was there"
+    );
+    there.finish(RESUME * 12)?;
+    let after = total_memory(&trio.a.read("/proc/meminfo")?)?;
+    ensure!(
+        after > before + 200 * 1024,
+        "the guest has {after} KiB after {before} KiB"
+    );
+    // Buffers come from the new memory too once the old is full.
+    traffic::tcp(&trio.b, &trio.a, 64 * MIB)?;
+    Ok(())
+}
+
+fn total_memory(meminfo: &str) -> Result<u64> {
+    let line = meminfo
+        .lines()
+        .find(|line| line.starts_with("MemTotal:"))
+        .unwrap_or_default();
+    Ok(line.split_whitespace().nth(1).unwrap_or_default().parse()?)
+}
+
+/// The appliance VM is reset; the neighbours stay.
+pub(crate) fn appliance_reset(stage: &mut Stage) -> Result<()> {
+    let trio = stage.trio()?;
+    trio.appliance.reset()?;
+    trio.restart_vvu()?;
+    trio.settle()?;
+    traffic::tcp(&trio.a, &trio.b, 16 * MIB)?;
+    Ok(())
+}

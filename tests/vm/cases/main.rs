@@ -1,0 +1,30 @@
+//! What vvu promises, seen in real virtual machines.
+//!
+//! `cargo test -p vvu-tests --test vm [-- FILTER...]`. The cases share booted machines and run in
+//! the order of the table; a case that fails leaves its logs in `target/vm-logs/<case>` and the
+//! next one starts with fresh machines.
+
+mod appliance;
+mod host;
+mod runner;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runner::run(&[
+        ("pings_of_every_size", appliance::pings_of_every_size),
+        ("tcp_both_ways", appliance::tcp_both_ways),
+        ("two_queue_pairs", appliance::two_queue_pairs),
+        ("idle_and_wake", appliance::idle_and_wake),
+        ("vvu_killed", appliance::vvu_killed),
+        ("neighbour_reboots", appliance::neighbour_reboots),
+        ("neighbour_killed", appliance::neighbour_killed),
+        (
+            "memory_added_under_load",
+            appliance::memory_added_under_load,
+        ),
+        ("appliance_reset", appliance::appliance_reset),
+        ("host_switch", host::host_switch),
+        ("host_switch_killed", host::host_switch_killed),
+    ])
+}

@@ -1,0 +1,63 @@
+//! First root file systems: the agent as `/init`, busybox, kernel modules, and in an appliance `vvu`.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::binaries;
+use crate::cpio::Archive;
+use crate::kernel::{self, Kernel};
+
+/// Shell commands that people expect; all are busybox.
+const APPLETS: &[&str] = &[
+    "sh", "ls", "cat", "ip", "ps", "dmesg", "free", "grep", "head", "tail", "kill", "mkdir",
+    "mount", "ping", "sleep", "taskset", "top", "hexdump", "lspci", "reboot",
+];
+
+/// What a guest is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Runs `vvu` on virtio-vhost-user functions. No virtio driver is loaded: it would claim them.
+    Appliance,
+    /// Has an ordinary virtio-net interface.
+    Neighbour,
+}
+
+impl Role {
+    fn modules(self) -> &'static [&'static str] {
+        match self {
+            Role::Appliance => &["vfio_iommu_type1", "vfio_pci"],
+            Role::Neighbour => &["virtio_pci", "virtio_net", "pktgen"],
+        }
+    }
+}
+
+/// Writes the image of a role.
+pub(crate) fn write(role: Role, kernel: &Kernel, path: &Path) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    let mut image = Archive::new(BufWriter::new(file));
+    for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
+        image.directory(directory)?;
+    }
+    let program =
+        |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+    image.file("init", 0o755, &program(&binaries::agent()?)?)?;
+    image.file("bin/busybox", 0o755, &program(&kernel::busybox()?)?)?;
+    for applet in APPLETS {
+        image.symlink(&format!("bin/{applet}"), "busybox")?;
+    }
+    for (position, module) in kernel.modules(role.modules())?.iter().enumerate() {
+        image.file(
+            &format!("modules/{position:02}-{}.ko", module.name),
+            0o644,
+            &module.image,
+        )?;
+    }
+    if role == Role::Appliance {
+        image.file("bin/vvu", 0o755, &program(&binaries::vvu()?)?)?;
+    }
+    image.finish()?;
+    Ok(())
+}

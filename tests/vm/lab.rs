@@ -1,0 +1,351 @@
+//! A lab: a scratch directory, the guests and host programs that were started in it, their logs.
+
+use std::cell::{Cell, OnceCell};
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::accel::{self, Accelerator};
+use crate::binaries;
+use crate::guest::{Blueprint, Function, Guest};
+use crate::image::{self, Role};
+use crate::kernel::Kernel;
+use crate::process::Process;
+use crate::qemu::{Arguments, Qemu};
+
+/// Slot on the root bus of an appliance's first virtio-vhost-user function.
+const FIRST_SLOT: usize = 0x10;
+
+/// Everything that was started in it ends with it.
+pub struct Lab {
+    room: Rc<Room>,
+    neighbours: Cell<u8>,
+}
+
+/// What guests share: it lives as long as any of them.
+pub(crate) struct Room {
+    directory: TempDir,
+    logs: PathBuf,
+    qemu: Qemu,
+    kernel: Kernel,
+    appliance_image: OnceCell<PathBuf>,
+    neighbour_image: OnceCell<PathBuf>,
+}
+
+impl Room {
+    pub(crate) fn qemu(&self) -> &Qemu {
+        &self.qemu
+    }
+
+    pub(crate) fn log_path(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+
+    /// Opens a log for appending; each writer has a handle of its own.
+    pub(crate) fn log(&self, name: &str) -> Result<File> {
+        let path = self.log_path(name);
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn image(&self, role: Role) -> Result<&Path> {
+        let (cell, name) = match role {
+            Role::Appliance => (&self.appliance_image, "appliance.img"),
+            Role::Neighbour => (&self.neighbour_image, "neighbour.img"),
+        };
+        if cell.get().is_none() {
+            let path = self.path(name);
+            image::write(role, &self.kernel, &path)?;
+            return Ok(cell.get_or_init(|| path));
+        }
+        cell.get()
+            .map(PathBuf::as_path)
+            .context("an image that was just made")
+    }
+}
+
+impl Lab {
+    /// An empty lab whose logs go to `target/vm-logs/<name>`. The first one may download a kernel and build QEMU.
+    pub fn new(name: &str) -> Result<Lab> {
+        let qemu = Qemu::get()?;
+        let kernel = Kernel::get()?;
+        // A short path: the address of a UNIX socket has 108 bytes.
+        let directory = tempfile::Builder::new()
+            .prefix("vvu-")
+            .tempdir()
+            .context("creating a scratch directory")?;
+        let logs = binaries::target().join("vm-logs").join(name);
+        if logs.exists() {
+            fs::remove_dir_all(&logs).with_context(|| format!("clearing {}", logs.display()))?;
+        }
+        fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
+        let room = Room {
+            directory,
+            logs,
+            qemu,
+            kernel,
+            appliance_image: OnceCell::new(),
+            neighbour_image: OnceCell::new(),
+        };
+        Ok(Lab {
+            room: Rc::new(room),
+            neighbours: Cell::new(0),
+        })
+    }
+
+    /// What runs the guests of this machine.
+    pub fn accelerator(&self) -> Accelerator {
+        accel::choose(self)
+    }
+
+    /// Whether the QEMU in use has the virtio-vhost-user function.
+    pub fn can_have_appliance(&self) -> Result<bool> {
+        self.room.qemu.has_function()
+    }
+
+    /// A virtual machine that runs `vvu` on virtio-vhost-user functions.
+    pub fn appliance(&self) -> Appliance<'_> {
+        Appliance {
+            lab: self,
+            functions: 1,
+        }
+    }
+
+    /// A virtual machine with a virtio-net interface.
+    pub fn neighbour(&self, name: &str) -> Neighbour<'_> {
+        Neighbour {
+            lab: self,
+            name: name.to_owned(),
+            socket: self.room.path(&format!("{name}.sock")),
+            listens: false,
+            queue_pairs: 1,
+            mtu: 1500,
+        }
+    }
+
+    /// A path for a socket between a neighbour and a program on the host.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.room.path(&format!("{name}.sock"))
+    }
+
+    /// Runs `vvu net` on the host.
+    pub fn vvu(&self, ports: &[String]) -> Result<Process> {
+        let mut arguments = vec!["-v".to_owned(), "net".to_owned()];
+        for port in ports {
+            arguments.extend(["--port".to_owned(), port.clone()]);
+        }
+        Process::start(
+            "vvu",
+            &binaries::vvu()?,
+            &arguments,
+            &self.room.log_path("vvu-host"),
+        )
+    }
+
+    /// Where consoles, monitors and programs are logged.
+    pub fn logs(&self) -> &Path {
+        &self.room.logs
+    }
+
+    /// A guest without any device, to see whether it boots.
+    pub(crate) fn probe(&self, accelerator: Accelerator) -> Result<Guest> {
+        let name = "probe";
+        let mut arguments = self.arguments(name, accelerator);
+        arguments.option("-machine", "q35");
+        arguments.option("-m", "256M");
+        arguments.boot(
+            &self.room.kernel.vmlinuz,
+            self.room.image(Role::Neighbour)?,
+            "",
+        );
+        self.boot(name, arguments, |_| {})
+    }
+
+    fn arguments(&self, name: &str, accelerator: Accelerator) -> Arguments {
+        let path = |kind: &str| self.room.path(&format!("{name}.{kind}"));
+        let console = self.room.log_path(&format!("{name}-console"));
+        Arguments::new(
+            name,
+            accelerator,
+            &console,
+            &path("agent"),
+            &path("monitor"),
+        )
+    }
+
+    fn boot(
+        &self,
+        name: &str,
+        arguments: Arguments,
+        complete: impl FnOnce(&mut Blueprint),
+    ) -> Result<Guest> {
+        let mut blueprint = Blueprint {
+            name: name.to_owned(),
+            arguments,
+            agent_socket: self.room.path(&format!("{name}.agent")),
+            monitor_socket: self.room.path(&format!("{name}.monitor")),
+            address: None,
+            mac: [0; 6],
+            functions: Vec::new(),
+        };
+        complete(&mut blueprint);
+        Guest::boot(self.room.clone(), blueprint)
+    }
+}
+
+/// An appliance to be booted.
+pub struct Appliance<'a> {
+    lab: &'a Lab,
+    functions: usize,
+}
+
+impl Appliance<'_> {
+    /// How many virtio-vhost-user functions it has.
+    pub fn functions(mut self, functions: usize) -> Self {
+        self.functions = functions;
+        self
+    }
+
+    /// Starts it.
+    pub fn boot(self) -> Result<Guest> {
+        let name = "appliance";
+        let room = &self.lab.room;
+        let mut arguments = self.lab.arguments(name, self.lab.accelerator());
+        arguments.option("-machine", "q35,kernel-irqchip=split");
+        arguments.option("-device", "intel-iommu,intremap=on,caching-mode=on");
+        arguments.option("-m", "512M");
+        arguments.option("-smp", "2");
+        let functions: Vec<Function> = (0..self.functions)
+            .map(|number| {
+                let slot = FIRST_SLOT + number;
+                Function {
+                    bdf: format!("0000:00:{slot:02x}.0"),
+                    socket: room.path(&format!("function{number}.sock")),
+                }
+            })
+            .collect();
+        for (number, function) in functions.iter().enumerate() {
+            let socket = function.socket.display();
+            arguments.option(
+                "-chardev",
+                format!("socket,id=vvu{number},path={socket},server=on,wait=off"),
+            );
+            let slot = FIRST_SLOT + number;
+            arguments.option(
+                "-device",
+                format!("virtio-vhost-user-pci,id=function{number},chardev=vvu{number},iommu_platform=on,addr={slot:#x}"),
+            );
+        }
+        let image = room.image(Role::Appliance)?;
+        arguments.boot(&room.kernel.vmlinuz, image, "intel_iommu=on hugepages=32");
+        self.lab
+            .boot(name, arguments, |blueprint| blueprint.functions = functions)
+    }
+}
+
+/// A neighbour to be booted.
+pub struct Neighbour<'a> {
+    lab: &'a Lab,
+    name: String,
+    socket: PathBuf,
+    listens: bool,
+    queue_pairs: u16,
+    mtu: u16,
+}
+
+impl Neighbour<'_> {
+    /// Served through a function of an appliance.
+    pub fn via(mut self, appliance: &Guest, function: usize) -> Self {
+        self.socket = appliance.function_socket(function).to_owned();
+        self
+    }
+
+    /// Served by a program on the host that listens at a socket.
+    pub fn unix(mut self, socket: &Path) -> Self {
+        self.socket = socket.to_owned();
+        self
+    }
+
+    /// Served by a program on the host that connects to a socket.
+    pub fn unix_listening(mut self, socket: &Path) -> Self {
+        self.listens = true;
+        self.unix(socket)
+    }
+
+    /// Queue pairs of its interface.
+    pub fn queue_pairs(mut self, pairs: u16) -> Self {
+        self.queue_pairs = pairs;
+        self
+    }
+
+    /// Largest packet of its interface.
+    pub fn mtu(mut self, mtu: u16) -> Self {
+        self.mtu = mtu;
+        self
+    }
+
+    /// Starts it. Its QEMU waits for the back-end before the guest runs.
+    pub fn boot(self) -> Result<Guest> {
+        let Neighbour {
+            lab,
+            name,
+            socket,
+            listens,
+            queue_pairs,
+            mtu,
+        } = self;
+        let number = lab.neighbours.get() + 1;
+        lab.neighbours.set(number);
+        let address = Ipv4Addr::new(10, 77, 0, number);
+        let mac = [0x52, 0x54, 0x00, 0x77, 0x00, number];
+        let mac_text = mac.map(|byte| format!("{byte:02x}")).join(":");
+        let mode = if listens {
+            "server=on,wait=off"
+        } else {
+            lab.room.qemu.reconnect()
+        };
+        let mut arguments = lab.arguments(&name, lab.accelerator());
+        arguments.option(
+            "-object",
+            "memory-backend-memfd,id=memory,size=256M,share=on",
+        );
+        arguments.option("-machine", "q35,memory-backend=memory");
+        arguments.option("-m", "256M,slots=2,maxmem=2G");
+        arguments.option("-smp", "2");
+        arguments.option(
+            "-chardev",
+            format!("socket,id=net,path={},{mode}", socket.display()),
+        );
+        arguments.option(
+            "-netdev",
+            format!("vhost-user,id=net,chardev=net,queues={queue_pairs}"),
+        );
+        let vectors = 2 * queue_pairs + 2;
+        let multiqueue = if queue_pairs > 1 { "on" } else { "off" };
+        arguments.option(
+            "-device",
+            format!("virtio-net-pci,netdev=net,mac={mac_text},mq={multiqueue},vectors={vectors},romfile="),
+        );
+        let options = format!("memhp_default_state=online agent.ip={address}/24 agent.mtu={mtu}");
+        arguments.boot(
+            &lab.room.kernel.vmlinuz,
+            lab.room.image(Role::Neighbour)?,
+            &options,
+        );
+        lab.boot(&name, arguments, |blueprint| {
+            blueprint.address = Some(address);
+            blueprint.mac = mac;
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! A room for virtual machines under test.
+//!
+//! A [`Lab`] owns a scratch directory and everything that was started in it. Its guests are QEMU
+//! processes whose whole userland is one static program, the agent (`vm/agent`), which runs
+//! commands and traffic for the host over a serial port. A test reads like prose:
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use vvu_tests::{Lab, start_vvu, traffic};
+//!
+//! let lab = Lab::new("ping")?;
+//! let appliance = lab.appliance().functions(2).boot()?;
+//! let a = lab.neighbour("a").via(&appliance, 0).mtu(9000).boot()?;
+//! let b = lab.neighbour("b").via(&appliance, 1).mtu(9000).boot()?;
+//! let switch = start_vvu(&appliance)?;
+//! let report = traffic::ping(&a, &b, 1472, 10)?;
+//! assert_eq!(report.lost(), 0);
+//! switch.stop()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `lab` | [`Lab`]: the scratch directory, the builders of its guests, programs on the host |
+//! | `guest`, `job` | [`Guest`]: one VM: boot, reset, kill, hot-add memory; [`Job`]: a program in it |
+//! | `channel` | the host's end of the agent's serial port |
+//! | `wire` | what host and agent say to each other |
+//! | `traffic` | ping, TCP with checksums and frame blasts between guests |
+//! | `trio` | the two usual line-ups of two neighbours and one back-end |
+//! | `qemu`, `accel`, `qmp` | command lines, the choice of KVM or TCG, the monitor |
+//! | `process` | a child that dies with us and whose output is kept |
+//! | `image`, `cpio`, `kernel`, `binaries` | what a guest boots from |
+//! | `setup` | what the machine must have, and how to get it |
+
+#![forbid(unsafe_code)]
+
+pub mod accel;
+pub mod binaries;
+mod channel;
+mod cpio;
+mod guest;
+mod image;
+mod job;
+mod kernel;
+mod lab;
+mod process;
+mod qemu;
+mod qmp;
+pub mod setup;
+pub mod traffic;
+mod trio;
+pub mod wire;
+
+pub use guest::Guest;
+pub use job::{Job, Output};
+pub use lab::{Appliance, Lab, Neighbour};
+pub use process::Process;
+pub use trio::{HostTrio, Trio, start_vvu, start_vvu_with};

@@ -1,0 +1,162 @@
+//! The virtual machine monitor: where it is, what it can do, the command lines of our guests.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::accel::Accelerator;
+use crate::binaries::repository;
+
+/// The release that `qemu-patches/build` is asked for.
+const RELEASE: &str = "10.2";
+
+/// Where Debian keeps SeaBIOS and QEMU's own option ROMs.
+const FIRMWARE: [&str; 2] = ["/usr/share/seabios", "/usr/share/qemu"];
+
+/// A QEMU with the virtio-vhost-user device.
+#[derive(Debug, Clone)]
+pub(crate) struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    version: (u32, u32),
+}
+
+impl Qemu {
+    /// The program that `VVU_QEMU` names, else the one that `qemu-patches/build` makes.
+    pub(crate) fn get() -> Result<Qemu> {
+        static QEMU: OnceLock<Qemu> = OnceLock::new();
+        if let Some(qemu) = QEMU.get() {
+            return Ok(qemu.clone());
+        }
+        let program = match env::var_os("VVU_QEMU") {
+            Some(program) => program.into(),
+            None => build()?,
+        };
+        let version = version(&program)?;
+        Ok(QEMU.get_or_init(|| Qemu { program, version }).clone())
+    }
+
+    /// Whether it has the virtio-vhost-user function.
+    pub(crate) fn has_function(&self) -> Result<bool> {
+        let output = Command::new(&self.program)
+            .args(["-device", "help"])
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains("virtio-vhost-user-pci"))
+    }
+
+    /// The option of a client socket that tries again every tenth of a second, or in old releases every second.
+    pub(crate) fn reconnect(&self) -> &'static str {
+        if self.version >= (9, 2) {
+            "reconnect-ms=100"
+        } else {
+            "reconnect=1"
+        }
+    }
+}
+
+/// Runs the build script, which prints the program's path last; its progress goes to standard error.
+fn build() -> Result<PathBuf> {
+    let script = repository().join("qemu-patches/build");
+    let output = Command::new(&script)
+        .arg(RELEASE)
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| {
+            format!(
+                "running {}; VVU_QEMU may name a patched QEMU instead",
+                script.display()
+            )
+        })?;
+    ensure!(
+        output.status.success(),
+        "{} {RELEASE} failed",
+        script.display()
+    );
+    let stdout = String::from_utf8(output.stdout)?;
+    let path = stdout
+        .lines()
+        .last()
+        .with_context(|| format!("{} printed no path", script.display()))?;
+    Ok(path.trim().into())
+}
+
+/// `QEMU emulator version 10.2.1 (...)` -> (10, 2).
+fn version(program: &Path) -> Result<(u32, u32)> {
+    let output = Command::new(program).arg("--version").output();
+    let output = output.with_context(|| format!("running {}", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let number = text.split_whitespace().nth(3).unwrap_or_default();
+    let mut parts = number.split('.').map(str::parse);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => anyhow::bail!("{} does not say its version: {text}", program.display()),
+    }
+}
+
+/// The arguments of one QEMU process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Arguments(Vec<String>);
+
+impl Arguments {
+    /// What every guest has: no default devices, a console in a file, and sockets for agent and monitor.
+    pub(crate) fn new(
+        name: &str,
+        accelerator: Accelerator,
+        console: &Path,
+        agent: &Path,
+        monitor: &Path,
+    ) -> Arguments {
+        let mut arguments = Arguments::default();
+        arguments.option("-name", name);
+        arguments.option("-accel", accelerator.argument());
+        // Five-level page tables make every address translation of TCG longer.
+        arguments.option("-cpu", "max,la57=off");
+        for switch in ["-nodefaults", "-no-user-config"] {
+            arguments.0.push(switch.into());
+        }
+        arguments.option("-display", "none");
+        for directory in FIRMWARE {
+            arguments.option("-L", directory);
+        }
+        arguments.option(
+            "-chardev",
+            format!("file,id=console,path={}", console.display()),
+        );
+        arguments.option(
+            "-chardev",
+            format!("socket,id=agent,path={}", agent.display()),
+        );
+        arguments.option(
+            "-chardev",
+            format!("socket,id=monitor,path={}", monitor.display()),
+        );
+        arguments.option("-device", "isa-serial,chardev=console,index=0");
+        arguments.option("-device", "isa-serial,chardev=agent,index=1");
+        arguments.option("-mon", "chardev=monitor,mode=control");
+        arguments
+    }
+
+    /// Adds `-name value`.
+    pub(crate) fn option(&mut self, name: &str, value: impl Into<String>) {
+        self.0.push(name.into());
+        self.0.push(value.into());
+    }
+
+    /// Adds the kernel, its first root file system and the command line.
+    pub(crate) fn boot(&mut self, kernel: &Path, image: &Path, extra: &str) {
+        self.option("-kernel", kernel.display().to_string());
+        self.option("-initrd", image.display().to_string());
+        self.option(
+            "-append",
+            format!("console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable {extra}"),
+        );
+    }
+
+    /// The finished list.
+    pub(crate) fn list(&self) -> &[String] {
+        &self.0
+    }
+}

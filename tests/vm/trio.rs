@@ -1,0 +1,148 @@
+//! The usual line-ups: two neighbours and what serves them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::guest::Guest;
+use crate::job::Job;
+use crate::lab::Lab;
+use crate::process::Process;
+use crate::traffic;
+
+/// From the start of `vvu` until neighbours that boot meanwhile can talk.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// An appliance whose `vvu` switches between two neighbours.
+pub struct Trio {
+    /// First neighbour.
+    pub a: Guest,
+    /// Second neighbour.
+    pub b: Guest,
+    /// The appliance.
+    pub appliance: Guest,
+    /// `vvu net` in the appliance.
+    pub vvu: Job,
+    /// Where they live.
+    pub lab: Lab,
+}
+
+impl Trio {
+    /// Boots all three with two queue pairs and jumbo frames, and waits until the neighbours can talk.
+    pub fn boot(lab: Lab) -> Result<Trio> {
+        let appliance = lab.appliance().functions(2).boot()?;
+        let a = lab
+            .neighbour("a")
+            .via(&appliance, 0)
+            .queue_pairs(2)
+            .mtu(9000)
+            .boot()?;
+        let b = lab
+            .neighbour("b")
+            .via(&appliance, 1)
+            .queue_pairs(2)
+            .mtu(9000)
+            .boot()?;
+        let vvu = start_vvu(&appliance)?;
+        let trio = Trio {
+            a,
+            b,
+            appliance,
+            vvu,
+            lab,
+        };
+        trio.settle()?;
+        Ok(trio)
+    }
+
+    /// Starts `vvu` again, after it or the appliance has ended.
+    pub fn restart_vvu(&mut self) -> Result<()> {
+        self.vvu = start_vvu(&self.appliance)?;
+        Ok(())
+    }
+
+    /// Waits until the neighbours are up and can talk in both directions.
+    pub fn settle(&self) -> Result<()> {
+        self.a.ready()?;
+        self.b.ready()?;
+        ensure!(
+            traffic::answers_within(&self.a, &self.b, SETTLE)?,
+            "b does not answer a; vvu says: {}",
+            self.vvu.printed()
+        );
+        Ok(())
+    }
+}
+
+/// Binds an appliance's functions and starts `vvu net` with a port for each.
+pub fn start_vvu(appliance: &Guest) -> Result<Job> {
+    let ports: Vec<String> = appliance
+        .functions()
+        .map(|bdf| format!("vvu:{bdf}"))
+        .collect();
+    start_vvu_with(appliance, &ports)
+}
+
+/// Binds an appliance's functions and starts `vvu net` with the given ports.
+pub fn start_vvu_with(appliance: &Guest, ports: &[String]) -> Result<Job> {
+    for bdf in appliance.functions() {
+        appliance.run(&["vvu", "bind", bdf])?;
+    }
+    let mut argv = vec!["vvu", "-v", "net"];
+    for port in ports {
+        argv.extend(["--port", port]);
+    }
+    let vvu = appliance.start(&argv)?;
+    vvu.pid().context("starting vvu in the appliance")?;
+    Ok(vvu)
+}
+
+/// A `vvu` on the host that switches between two neighbours over AF_UNIX.
+pub struct HostTrio {
+    /// First neighbour; `vvu` listens for it.
+    pub a: Guest,
+    /// Second neighbour; `vvu` connects to it.
+    pub b: Guest,
+    /// `vvu net` on the host.
+    pub vvu: Process,
+    ports: [String; 2],
+    /// Where they live.
+    pub lab: Lab,
+}
+
+impl HostTrio {
+    /// Boots both neighbours and waits until they can talk.
+    pub fn boot(lab: Lab) -> Result<HostTrio> {
+        let (to_a, to_b) = (lab.socket("a"), lab.socket("b"));
+        let b = lab.neighbour("b").unix_listening(&to_b).mtu(9000).boot()?;
+        let ports = [
+            format!("unix:{}", to_a.display()),
+            format!("unix:{},client", to_b.display()),
+        ];
+        let vvu = lab.vvu(&ports)?;
+        let a = lab.neighbour("a").unix(&to_a).mtu(9000).boot()?;
+        let trio = HostTrio {
+            a,
+            b,
+            vvu,
+            ports,
+            lab,
+        };
+        trio.a.ready()?;
+        trio.b.ready()?;
+        let talking = traffic::answers_within(&trio.a, &trio.b, SETTLE)?;
+        ensure!(
+            talking,
+            "b does not answer a; vvu says: {}",
+            trio.vvu.output()
+        );
+        Ok(trio)
+    }
+
+    /// Ends `vvu` with SIGKILL and starts it again.
+    pub fn restart_vvu(&mut self) -> Result<()> {
+        self.vvu.kill()?;
+        self.vvu = self.lab.vvu(&self.ports)?;
+        Ok(())
+    }
+}
