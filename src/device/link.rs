@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The status register decides, never an interrupt: it is read before every step. A connection
-//! that ended is started over when [`Device::next`] is called again, so that the caller can let
+//! that ended is started over when [`Device::next_event`] is called again, so that the caller can let
 //! go of rings and memory in between.
 
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
 /// When to try again to bring up a broken device.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// State changes in one call of [`Device::next`]. A device that keeps dropping us is looked at
+/// State changes in one call of [`Device::next_event`]. A device that keeps dropping us is looked at
 /// again after a while.
 const MAX_STEPS: usize = 8;
 
@@ -96,7 +96,7 @@ enum Step {
 }
 
 impl Device {
-    /// Becomes readable when [`Device::next`] has something to do.
+    /// Becomes readable when [`Device::next_event`] has something to do.
     pub fn poll_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.events.poll_fd()
     }
@@ -107,7 +107,7 @@ impl Device {
     }
 
     /// What happened, if anything did. Never blocks for longer than a reset takes.
-    pub fn next(&mut self) -> Option<LinkEvent> {
+    pub fn next_event(&mut self) -> Option<LinkEvent> {
         // Look, clear, look again: what came in between is not lost, and what is left to be taken
         // keeps the descriptor readable.
         if let Ok(event) = self.look() {
@@ -224,7 +224,8 @@ impl Device {
         }
         let flagged = status & link_status::FRONTEND_UP != 0;
         // crosvm's device never sets the bit and never interrupts: the first message tells.
-        if !flagged && !(self.identity.rule == Rule::Packed && self.rx.ring.has_used()) {
+        let told = self.identity.rule == Rule::Packed && self.rx.ring.has_used();
+        if !flagged && !told {
             return Step::Wait(None);
         }
         self.link = Link::Up {

@@ -1,7 +1,7 @@
 //! The virtio-vhost-user (VVU) PCI function, as driven by us.
 //!
 //! [`Device::open`] brings a function up by the book (VIRTIO 1.2, 3.1; "driver bring-up" of the
-//! VVU drafts) and arms it: from then on a front-end can connect. [`Device::next`] tells what
+//! VVU drafts) and arms it: from then on a front-end can connect. [`Device::next_event`] tells what
 //! happens on the link, [`Device::send`] answers, and the rest turns what a message makes
 //! available into something to use: [`Device::map`] a piece of the front-end's memory,
 //! [`Device::kick`] and [`Device::doorbell`] the notifications of a ring.

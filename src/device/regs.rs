@@ -19,9 +19,6 @@ macro_rules! registers {
         }
 
         impl $name {
-            /// Bytes that the structure needs.
-            pub(super) const LEN: u64 = $len;
-
             pub(super) fn new(window: &Window) -> Result<Self, DeviceError> {
                 Ok(Self {
                     $($field: window.register($offset).ok_or(DeviceError::Structure {

@@ -21,7 +21,7 @@ fn open(shape: Shape) -> (Fake, Device) {
 fn next(device: &mut Device) -> Option<LinkEvent> {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
-        if let Some(event) = device.next() {
+        if let Some(event) = device.next_event() {
             return Some(event);
         }
         let fd = device.poll_fd();
@@ -164,7 +164,7 @@ fn brought_up_in_the_order_of_the_book() {
 fn armed_after_driver_ok_by_one_store() {
     let (fake, mut device) = open(Shape::ours());
     fake.ops();
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
     let links: Vec<_> = fake
         .ops()
         .into_iter()
@@ -250,12 +250,12 @@ fn a_reset_that_does_not_finish_has_a_deadline() {
         DeviceError::NeedsReset
     ));
     let start = Instant::now();
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
     assert!(start.elapsed() < Duration::from_secs(1));
     // It is tried again later, and works.
     fake.fault(|faults| faults.stuck_reset = false);
     std::thread::sleep(Duration::from_millis(1100));
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
     fake.connect();
     expect_connected(&mut device);
 }
@@ -269,7 +269,7 @@ fn refused_vectors_mean_polling() {
         });
         fake.fault(|faults| faults.refuse_vectors = refuse);
         let mut device = Device::open(function, options()).unwrap();
-        assert!(device.next().is_none());
+        assert!(device.next_event().is_none());
         fake.connect();
         fake.push(&message(1, &[7]));
         let deaf = refuse || vectors == 0;
@@ -293,14 +293,14 @@ fn refused_vectors_mean_polling() {
 fn kicks_and_doorbells() {
     let (fake, mut device) = open(Shape::ours());
     // Before anybody asked for it: not lost.
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
     fake.connect();
     expect_connected(&mut device);
     fake.kick(5);
     let fd = device.kick(5).unwrap().unwrap();
     assert_eq!(rustix::io::read(&fd, &mut [0; 8]), Ok(8));
     assert!(rustix::io::read(&fd, &mut [0; 8]).is_err());
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
     assert!(device.kick(64).unwrap().is_none());
 
     for multiplier in [2, 4, 16] {
@@ -362,7 +362,7 @@ fn a_device_that_lies_is_reset_and_used_again() {
         fake.push(&message(1, &[]));
         let error = expect_failed(&mut device);
         assert!(matches!(error, DeviceError::Queue { .. }), "{lie:?}");
-        assert!(device.next().is_none());
+        assert!(device.next_event().is_none());
         fake.connect();
         expect_connected(&mut device);
         fake.push(&message(2, &[]));
@@ -373,7 +373,7 @@ fn a_device_that_lies_is_reset_and_used_again() {
 #[test]
 fn a_message_before_the_interrupt_is_not_lost() {
     let (fake, mut device) = open(Shape::ours());
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
     fake.connect();
     fake.push(&message(1, &[1]));
     fake.push(&message(2, &[2]));
@@ -395,7 +395,7 @@ fn nothing_of_a_dead_connection_reaches_the_next() {
     fake.connect();
     expect_closed(&mut device);
     // Not armed while the reply is still there.
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
     assert!(!fake.is_connected());
     fake.fault(|faults| faults.hold_tx = false);
     expect_connected(&mut device);
@@ -469,7 +469,7 @@ fn a_device_that_was_removed_is_noticed() {
     fake.fault(|faults| faults.gone = true);
     device.wake();
     assert!(matches!(expect_failed(&mut device), DeviceError::Gone));
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
 }
 
 #[test]
@@ -480,7 +480,7 @@ fn it_is_left_quiet() {
     let (before, ..) = fake.state();
     device.shutdown();
     assert_eq!(fake.state(), (before + 1, 1, true));
-    assert!(device.next().is_none());
+    assert!(device.next_event().is_none());
     drop(device);
     assert_eq!(fake.state(), (before + 1, 0, true));
 }

@@ -11,7 +11,7 @@ use super::PciFunction;
 pub const CONFIG_LEN: usize = 256;
 
 /// Bytes that anybody may read.
-pub const HEADER_LEN: usize = 64;
+const HEADER_LEN: usize = 64;
 
 /// Capabilities in a list that lies below 256 bytes and above the header, each at least 4 bytes.
 const MAX_CAPABILITIES: usize = (CONFIG_LEN - HEADER_LEN) / 4;
@@ -20,7 +20,7 @@ const MAX_CAPABILITIES: usize = (CONFIG_LEN - HEADER_LEN) / 4;
 pub const VENDOR_VIRTIO: u16 = 0x1af4;
 
 /// Capability id of MSI-X.
-pub const CAP_MSIX: u8 = 0x11;
+pub(super) const CAP_MSIX: u8 = 0x11;
 
 /// Capability id of vendor-specific capabilities, which virtio's are.
 pub const CAP_VENDOR: u8 = 0x09;

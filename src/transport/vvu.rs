@@ -64,7 +64,7 @@ impl Transport for VvuTransport {
             self.device.disconnect();
             return Some(Event::Disconnected(gone));
         }
-        Some(match self.device.next()? {
+        Some(match self.device.next_event()? {
             LinkEvent::Connected => Event::Connected,
             LinkEvent::Disconnected(Loss::Closed) => Event::Disconnected(Gone::Closed),
             LinkEvent::Disconnected(Loss::Failed(error)) => {
