@@ -162,20 +162,24 @@ fn replace(address: usize) -> bool {
         let Some(offset) = address.checked_sub(start).filter(|offset| *offset < len) else {
             continue;
         };
-        let kept = offset - offset % page;
         slot.lost.store(true, Ordering::Relaxed);
-        // SAFETY: start + kept .. start + len lies inside a mapping that a Mapping owns (guard's
-        // contract) and that the faulting thread keeps alive. Its bytes are only reached through
-        // volatile accesses, which do not mind what is mapped there.
-        let result = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::without_provenance_mut(start + kept),
-                len - kept,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-            )
-        };
-        return result.is_ok();
+        let kept = offset - offset % page;
+        // A kernel that does not overcommit may refuse a long replacement and grant one page.
+        return [len - kept, page].into_iter().any(|missing| {
+            // SAFETY: start + kept .. start + kept + missing lies inside a mapping that a Mapping
+            // owns (guard's contract: whole pages of `page` bytes) and that the faulting thread
+            // keeps alive. Its bytes are only reached through volatile accesses, which do not mind
+            // what is mapped there.
+            let result = unsafe {
+                rustix::mm::mmap_anonymous(
+                    std::ptr::without_provenance_mut(start + kept),
+                    missing,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+                )
+            };
+            result.is_ok()
+        });
     }
     false
 }
