@@ -92,6 +92,11 @@ impl Events {
         self.vector(ring.checked_add(FIRST_KICK)?)
     }
 
+    /// How many rings have a kick vector, if the device accepts it.
+    pub(super) fn kick_vectors(&self) -> u16 {
+        u16::try_from(self.kicks.len()).unwrap_or(u16::MAX)
+    }
+
     /// Notes whether the device accepted a ring's kick vector, and forgets earlier kicks.
     pub(super) fn grant_kick(&mut self, ring: u16, granted: bool) {
         if let Some(slot) = self.kicks.get_mut(usize::from(ring)) {

@@ -21,18 +21,23 @@ const QUEUE_SIZE: u16 = 64;
 /// PCI device id under which crosvm's device is known.
 const CROSVM_ID: u16 = 0x107d;
 
+/// device_status once the device knows that it has a driver.
+const GREETED: u8 = device_status::ACKNOWLEDGE | device_status::DRIVER;
+
 /// First pause while waiting for a reset; doubled each time.
 const RESET_PAUSE: Duration = Duration::from_micros(50);
 
 impl Device {
-    /// Takes over a function, in whatever state it is, and arms it: a front-end can connect.
+    /// Takes over a function, in whatever state it is. A front-end is let in when
+    /// [`Device::next_event`] is called for the first time; until then the poll descriptor is
+    /// readable.
     pub fn open(mut function: Box<dyn PciFunction>, options: Options) -> Result<Self, DeviceError> {
         function.reset()?;
         let space = ConfigSpace::read(function.as_ref());
         let found = Structures::find(&space)?;
         enable(function.as_ref(), &space);
         let registers = Registers::find(function.as_ref(), &found)?;
-        reset(&registers, options.timeout)?;
+        greet(&registers, options.timeout)?;
 
         let identity = identify(&registers, &space, &options)?;
         let [rx, tx] = queues(&registers, function.as_mut())?;
@@ -70,15 +75,12 @@ impl Device {
     }
 
     fn steps(&mut self) -> Result<(), DeviceError> {
-        reset(&self.registers, self.options.timeout)?;
+        greet(&self.registers, self.options.timeout)?;
         self.rx.ring.reset();
         self.tx.ring.reset();
-        let status = &self.registers.common.device_status;
-        status.write(device_status::ACKNOWLEDGE);
-        let mut state = device_status::ACKNOWLEDGE | device_status::DRIVER;
-        status.write(state);
 
         self.negotiate()?;
+        let mut state = GREETED;
         state |= device_status::FEATURES_OK;
         let status = &self.registers.common.device_status;
         status.write(state);
@@ -90,7 +92,7 @@ impl Device {
         for index in 0..2 {
             self.set_up_queue(index)?;
         }
-        self.program_kicks();
+        self.program_kicks(MAX_RINGS);
         for index in 0..2 {
             self.registers.common.queue_select.write(index);
             self.registers.common.queue_enable.write(1);
@@ -194,6 +196,15 @@ fn enable(function: &dyn PciFunction, space: &ConfigSpace) {
     }
 }
 
+/// Resets the device and tells it that somebody knows how to drive it.
+fn greet(registers: &Registers, timeout: Duration) -> Result<(), DeviceError> {
+    reset(registers, timeout)?;
+    let status = &registers.common.device_status;
+    status.write(device_status::ACKNOWLEDGE);
+    status.write(GREETED);
+    Ok(())
+}
+
 /// Virtio's own reset: writes 0 and waits until it reads back (VIRTIO 1.2, 4.1.4.3.2).
 fn reset(registers: &Registers, timeout: Duration) -> Result<(), DeviceError> {
     let status = &registers.common.device_status;
@@ -276,7 +287,7 @@ fn identify(
     let features = wanted(registers)?;
     registers.common.device_feature_select.write(0);
     let extensions = u64::from(registers.common.device_feature.read()) & feature::EXTENSIONS;
-    let extended = registers.extended().filter(|_| extensions != 0);
+    let extended = registers.extended.as_ref().filter(|_| extensions != 0);
     let mut uuid = [0; 16];
     registers.config_window.read_bytes(UUID, &mut uuid);
     Ok(Identity {

@@ -190,7 +190,8 @@ impl Device {
             }
             return Step::Wait(Some(DRAIN_INTERVAL));
         }
-        self.program_kicks();
+        // The others were left without a vector at bring-up, and keep that.
+        self.program_kicks(self.events.kick_vectors());
         self.set_backend_up(true);
         self.link = Link::Armed;
         Step::Again
@@ -291,7 +292,7 @@ impl Device {
         if self.identity.features & feature::EXTENSIONS == 0 {
             return None;
         }
-        let extended = self.registers.extended()?;
+        let extended = self.registers.extended.as_ref()?;
         Some(extended.conn_generation.read())
     }
 

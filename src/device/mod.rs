@@ -218,3 +218,5 @@ impl Drop for Device {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_hostile;

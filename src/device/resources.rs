@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use super::regs::{CommonConfig, NO_VECTOR, Notifications, VvuConfig, VvuExtended};
-use super::{Device, DeviceError, Extent, MAX_RINGS, place};
+use super::{Device, DeviceError, Extent, place};
 use crate::memory::Area;
 use crate::mmio::{Reg, Window, WriteOnly};
 use crate::pci::{Location, PciError, PciFunction, Structures};
@@ -14,7 +14,8 @@ use crate::pci::{Location, PciError, PciFunction, Structures};
 pub(super) struct Registers {
     pub(super) common: CommonConfig,
     pub(super) config: VvuConfig,
-    /// The window behind `config`, for the uuid.
+    pub(super) extended: Option<VvuExtended>,
+    /// The window behind those two, for the uuid.
     pub(super) config_window: Window,
     pub(super) notify: Window,
     pub(super) notify_multiplier: u32,
@@ -46,6 +47,7 @@ impl Registers {
         Ok(Self {
             common: CommonConfig::new(&window(found.common)?)?,
             config: VvuConfig::new(&config_window)?,
+            extended: VvuExtended::new(&config_window).ok(),
             config_window,
             notify: window(found.notify.location)?,
             notify_multiplier: found.notify.multiplier,
@@ -58,11 +60,6 @@ impl Registers {
                 len,
             },
         })
-    }
-
-    /// What devices with extensions append to the configuration, if it is there.
-    pub(super) fn extended(&self) -> Option<VvuExtended> {
-        VvuExtended::new(&self.config_window).ok()
     }
 
     /// The register to write a queue's index to (VIRTIO 1.2, 4.1.4.4).
@@ -143,12 +140,12 @@ impl Device {
             .collect()
     }
 
-    /// Lets kicks raise their vectors; rings whose vector the device refuses are polled. Kicks
-    /// left over from an earlier connection are forgotten. (Draft: "notification configuration";
-    /// the value read back decides.)
-    pub(super) fn program_kicks(&mut self) {
+    /// Lets the kicks of rings below `limit` raise their vectors; rings whose vector the device
+    /// refuses are polled. Kicks left over from an earlier connection are forgotten. (Draft:
+    /// "notification configuration"; the value read back decides.)
+    pub(super) fn program_kicks(&mut self, limit: u16) {
         let registers = &self.registers.notifications;
-        for ring in 0..self.identity.rings.min(MAX_RINGS) {
+        for ring in 0..self.identity.rings.min(limit) {
             let vector = self.events.kick_vector(ring);
             registers.notification_select.write(ring);
             registers

@@ -51,7 +51,7 @@ pub struct Mapping {
     pages: (NonNull<u8>, usize),
     /// How the hugepage allocator was asked for it, if it was.
     huge: Option<Layout>,
-    /// For a mapping of a file that its owner may truncate.
+    /// For a mapping of a file or device whose bytes may vanish.
     guard: Option<Guard>,
 }
 
@@ -67,6 +67,20 @@ impl Mapping {
     /// be page-aligned. The file's size is not looked at: see [`Mapping::of_file`].
     pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
         Self::map(fd, offset, len, page_size() as u64)
+    }
+
+    /// Like [`Mapping::shared`], for a device. Should the device be removed, its bytes turn into
+    /// zeroes, as those of a file that shrinks.
+    pub fn of_device(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        let mut mapping = Self::shared(fd, offset, len)?;
+        mapping.watch(page_size());
+        Ok(mapping)
+    }
+
+    /// Outlives the loss of pages of `page` bytes, which the whole mapping consists of.
+    fn watch(&mut self, page: usize) {
+        let (start, total) = self.pages;
+        self.guard = Some(fault::guard(start.as_ptr().addr(), total, page));
     }
 
     /// Maps whole pages of `page` bytes around the bytes asked for.
@@ -117,8 +131,7 @@ impl Mapping {
         }
         let page = file_page_size(fd).map_err(failed)?;
         let mut mapping = Self::map(fd, offset, len, page)?;
-        let (start, total) = mapping.pages;
-        mapping.guard = Some(fault::guard(start.as_ptr().addr(), total, page as usize));
+        mapping.watch(page as usize);
         Ok(mapping)
     }
 

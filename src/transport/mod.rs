@@ -83,7 +83,10 @@ pub enum TransportError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// A region lies outside what the transport can show of the front-end's memory.
-    #[error("region {start:#x}+{size:#x} does not fit the memory window of {window:#x} bytes")]
+    #[error(
+        "region {start:#x}+{size:#x} does not fit the memory window of {window:#x} bytes; give the \
+         device a larger window (bar-size in QEMU), or the front-end less memory"
+    )]
     Window {
         /// Offset of the region in the window.
         start: u64,

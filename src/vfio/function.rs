@@ -102,7 +102,7 @@ impl VfioFunction {
         // SAFETY: the device owns its descriptor and lives as long as the borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) };
         let start = self.device.get_region_offset(bar.into());
-        let mapped = Mapping::shared(fd, start.saturating_add(offset), len);
+        let mapped = Mapping::of_device(fd, start.saturating_add(offset), len);
         mapped.map(Area::from).map_err(|error| PciError::Io {
             what: format!("cannot map BAR {bar} of {}", self.name),
             source: io::Error::other(error),
