@@ -1,6 +1,7 @@
 //! Owned mappings and ranges of them.
 #![allow(unsafe_code)]
 
+use std::alloc::Layout;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -27,6 +28,16 @@ fn file_page_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     }
 }
 
+/// Size of a hugepage of the default size, in bytes; `None` if the kernel has none.
+pub fn hugepage_size() -> Option<usize> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("Hugepagesize:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// Address space that this process owns and another party may write.
 ///
 /// The mapping is undone when the last [`Area`] on it is gone.
@@ -40,6 +51,8 @@ pub struct Mapping {
     pages: (NonNull<u8>, usize),
     /// For a mapping of a file that its owner may truncate.
     guard: Option<Guard>,
+    /// How the hugepage allocator was asked for it, if it was.
+    huge: Option<Layout>,
 }
 
 // SAFETY: the pointers name address space owned by this value alone and unmapped only by its
@@ -129,6 +142,28 @@ impl Mapping {
         Ok(unsafe { Self::from_raw(start.cast(), len, 0, len) })
     }
 
+    /// Maps `len` bytes of zeroed private memory in hugepages. There may be none left.
+    pub fn huge(len: usize) -> Result<Self, MemoryError> {
+        let none = || MemoryError::NoHugepages(len);
+        // The allocator panics where the kernel has no hugepages, and rounds up to whole ones.
+        let size = hugepage_size().ok_or_else(none)?;
+        let total = len.checked_next_multiple_of(size).ok_or_else(none)?;
+        let layout = Layout::from_size_align(total, page_size()).map_err(|_| none())?;
+        if total == 0 {
+            return Err(none());
+        }
+        // SAFETY: the layout is not empty.
+        let start = unsafe { hugepage_rs::alloc(layout) };
+        if start.is_null() {
+            return Err(none());
+        }
+        // SAFETY: the allocator returned a fresh mapping of `total` bytes at `start`; who undoes
+        // it is said by `huge`.
+        let mut mapping = unsafe { Self::from_raw(start, total, 0, len) };
+        mapping.huge = Some(layout);
+        Ok(mapping)
+    }
+
     /// # Safety
     /// `start` must be a mapping of `total` bytes that nobody else unmaps, `lead + len <= total`.
     unsafe fn from_raw(start: *mut u8, total: usize, lead: usize, len: usize) -> Self {
@@ -145,6 +180,7 @@ impl Mapping {
             len,
             pages: (pages, total),
             guard: None,
+            huge: None,
         }
     }
 
@@ -182,6 +218,12 @@ impl Drop for Mapping {
         // First, so that nothing is put in the place of what comes here next.
         self.guard = None;
         let (start, len) = self.pages;
+        if let Some(layout) = self.huge {
+            // SAFETY: the pointer and the layout are those of the allocation, which is undone
+            // only here; nobody can reach the bytes any more, as below.
+            unsafe { hugepage_rs::dealloc(start.as_ptr(), layout) };
+            return;
+        }
         // SAFETY: these are the values mmap gave us; slices borrow `self`, areas hold an Arc, so
         // nobody can reach the bytes any more.
         let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast(), len) };
