@@ -307,6 +307,15 @@ impl Workers {
     }
 }
 
+impl Drop for Workers {
+    fn drop(&mut self) {
+        // Devices may outlive this: they find nobody at work.
+        for thread in &self.threads {
+            thread.stop();
+        }
+    }
+}
+
 /// Number of queues of a card that can be.
 fn check(config: &NetConfig) -> Result<usize, BackendError> {
     let within = |what, found: u16, low: u16, high: u16| {
