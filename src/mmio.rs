@@ -200,7 +200,9 @@ impl<T: Value, A: Writable> Reg<T, A> {
         match &self.backing {
             Backing::Mapped(area) => {
                 // Cannot fail: place and alignment were checked when the register was made.
-                let _ = area.slice().store(value.swap_to_bus(), 0, Ordering::Relaxed);
+                let _ = area
+                    .slice()
+                    .store(value.swap_to_bus(), 0, Ordering::Relaxed);
             }
             Backing::Trapped { access, base } => {
                 access.write(*base, &value.to_le_bytes_array()[..size_of::<T>()]);
