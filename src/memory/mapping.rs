@@ -17,16 +17,6 @@ pub fn page_size() -> usize {
     rustix::param::page_size()
 }
 
-/// Size of a hugepage of the default size, in bytes; `None` if the kernel has none.
-pub fn hugepage_size() -> Option<usize> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo
-        .lines()
-        .find_map(|l| l.strip_prefix("Hugepagesize:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 /// Size of the pages that a file is mapped in: hugetlbfs has its own.
 fn file_page_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     let filesystem = rustix::fs::fstatfs(fd)?;
@@ -36,6 +26,16 @@ fn file_page_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
         true => Ok(block.max(page)),
         false => Ok(page),
     }
+}
+
+/// Size of a hugepage of the default size, in bytes; `None` if the kernel has none.
+pub fn hugepage_size() -> Option<usize> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("Hugepagesize:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
 }
 
 /// Address space that this process owns and another party may write.
@@ -49,10 +49,10 @@ pub struct Mapping {
     len: usize,
     /// What the kernel mapped: page-aligned start and length.
     pages: (NonNull<u8>, usize),
-    /// How the hugepage allocator was asked for it, if it was.
-    huge: Option<Layout>,
     /// For a mapping of a file or device whose bytes may vanish.
     guard: Option<Guard>,
+    /// How the hugepage allocator was asked for it, if it was.
+    huge: Option<Layout>,
 }
 
 // SAFETY: the pointers name address space owned by this value alone and unmapped only by its
@@ -192,8 +192,8 @@ impl Mapping {
             base,
             len,
             pages: (pages, total),
-            huge: None,
             guard: None,
+            huge: None,
         }
     }
 

@@ -260,14 +260,13 @@ impl Workers {
     pub fn remove_port(&self, id: PortId) -> Result<(), BackendError> {
         let mut ports = self.ports();
         let port = ports.remove(&id).ok_or(BackendError::NoPort)?;
+        if let PortPlace::Owned = port.place {
+            let owner = self.thread(port.worker)?;
+            // What it held is dropped here, not by the worker.
+            let _ = owner.call(move |switch| switch.remove(id.0))?;
+        }
         for thread in &self.threads {
             thread.call(move |switch| switch.place(id.0, Place::Absent))?;
-        }
-        if let PortPlace::Owned = port.place {
-            // What it held is dropped here, not by the worker.
-            let _ = self
-                .thread(port.worker)?
-                .call(move |switch| switch.remove(id.0))?;
         }
         self.shared.fdb.flush(id.0);
         Ok(())
@@ -304,6 +303,15 @@ impl Workers {
         let load = |&number: &usize| ports.values().filter(|p| p.worker == number).count();
         let least = (0..self.threads.len()).min_by_key(load);
         least.ok_or(BackendError::NoWorker(0, 0))
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        // Devices may outlive this: they find nobody at work.
+        for thread in &self.threads {
+            thread.stop();
+        }
     }
 }
 

@@ -8,6 +8,8 @@
 mod device;
 mod fdb;
 mod switch;
+#[cfg(test)]
+mod tests;
 
 pub use device::{NetConfig, feature};
 pub use fdb::Fdb;

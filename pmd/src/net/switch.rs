@@ -205,7 +205,7 @@ impl Switch {
         worked
     }
 
-    fn poll_inbox(&mut self) -> bool {
+    pub(super) fn poll_inbox(&mut self) -> bool {
         while self.parcels.len() < BURST
             && let Some(parcel) = self.inbox.queue.pop()
         {
@@ -324,8 +324,13 @@ impl Out {
 
     #[inline]
     fn note_here(&mut self, frame: u8, to: u16, swap: bool) -> bool {
-        let group = self.ports.get_mut(usize::from(to)).map(|p| &mut p.group);
-        let Some(group) = group else {
+        // Only ports that `deliver` looks at: a frame noted elsewhere would haunt a later burst.
+        let Some(Outgoing {
+            place: Place::Here,
+            group,
+            ..
+        }) = self.ports.get_mut(usize::from(to))
+        else {
             return false;
         };
         let Some(pick) = group.picks.get_mut(group.len) else {

@@ -14,7 +14,9 @@ use super::access::{Desc, Pieces, Segments, SplitMem};
 /// the number that other back-ends and the kernel's iovec use.
 pub const MAX_CHAIN: usize = 1024;
 
-/// Segments kept for one burst: a chain is only begun while a longest one would still fit.
+/// Descriptors read and segments kept for one burst: a chain is only begun while a longest one
+/// would still fit. So what a driver can make of us per burst is bounded, whatever its chains
+/// look like.
 const MAX_SEGMENTS: usize = 2 * MAX_CHAIN;
 /// Chains kept for one burst.
 const MAX_CHAINS: usize = 1024;
@@ -66,6 +68,8 @@ impl Chain {
 pub(super) struct Taken {
     pub(super) chains: Vec<Chain>,
     pieces: Pieces,
+    /// Descriptors read for them.
+    walked: usize,
 }
 
 impl Taken {
@@ -73,24 +77,27 @@ impl Taken {
         Self {
             chains: Vec::with_capacity(MAX_CHAINS),
             pieces: Pieces::new(memory, MAX_SEGMENTS),
+            walked: 0,
         }
     }
 
     /// Whether another chain, as long as it may be, fits.
     #[inline]
     pub(super) fn has_room(&self) -> bool {
-        self.chains.len() < MAX_CHAINS && self.pieces.len() <= MAX_SEGMENTS - MAX_CHAIN
+        let most = self.pieces.len().max(self.walked);
+        self.chains.len() < MAX_CHAINS && most <= MAX_SEGMENTS - MAX_CHAIN
     }
 
     #[inline]
     pub(super) fn clear(&mut self) {
         self.chains.clear();
+        self.walked = 0;
         self.pieces.truncate(0);
     }
 
     /// Another memory; the chains are forgotten. Returns the old memory.
     pub(super) fn set_memory(&mut self, memory: Arc<MemTable>) -> Arc<MemTable> {
-        self.chains.clear();
+        self.clear();
         self.pieces.replace(memory)
     }
 
@@ -122,7 +129,8 @@ impl Walk<'_> {
             write_len: 0,
         };
         match self.direct(&mut chain, &mut taken.pieces) {
-            Ok(()) => {
+            Ok(walked) => {
+                taken.walked += walked;
                 taken.chains.push(chain);
                 Ok(())
             }
@@ -134,8 +142,9 @@ impl Walk<'_> {
     }
 
     /// Descriptors of the ring's own table; the last may name an indirect table (2.7.5.3.2).
+    /// Returns how many there were in all.
     #[inline]
-    fn direct(self, chain: &mut Chain, pieces: &mut Pieces) -> Result<(), RingError> {
+    fn direct(self, chain: &mut Chain, pieces: &mut Pieces) -> Result<usize, RingError> {
         let size = self.table.size();
         let limit = usize::from(size).min(MAX_CHAIN);
         let mut index = chain.head;
@@ -150,7 +159,7 @@ impl Walk<'_> {
             }
             self.push(desc, chain, pieces)?;
             if desc.flags & NEXT == 0 {
-                return Ok(());
+                return Ok(seen + 1);
             }
             index = desc.next;
         }
@@ -167,7 +176,7 @@ impl Walk<'_> {
         seen: usize,
         chain: &mut Chain,
         pieces: &mut Pieces,
-    ) -> Result<(), RingError> {
+    ) -> Result<usize, RingError> {
         let bytes = outer.len as usize;
         let entries = bytes / Desc::SIZE;
         if entries == 0 || !bytes.is_multiple_of(Desc::SIZE) || entries > usize::from(u16::MAX) {
@@ -176,14 +185,14 @@ impl Walk<'_> {
         // The ring's size does not bound this: Linux fills tables larger than small rings.
         let limit = entries.min(MAX_CHAIN.saturating_sub(seen));
         let mut index = 0;
-        for _ in 0..limit {
+        for inside in 0..limit {
             let desc = entry(outer, index, pieces)?;
             if desc.flags & INDIRECT != 0 {
                 return Err(RingError::Indirect { flags: desc.flags });
             }
             self.push(desc, chain, pieces)?;
             if desc.flags & NEXT == 0 {
-                return Ok(());
+                return Ok(seen + 1 + inside + 1);
             }
             index = desc.next;
             if usize::from(index) >= entries {

@@ -14,6 +14,8 @@
 mod access;
 mod chain;
 mod split;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

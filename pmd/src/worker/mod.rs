@@ -8,9 +8,8 @@
 
 mod thread;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -73,15 +72,24 @@ type Mail<P> = Box<dyn FnOnce(&mut P) + Send>;
 struct Post<P> {
     mail: SegQueue<Mail<P>>,
     stop: AtomicBool,
+    /// The thread is gone: nobody reads mail any more.
+    ended: AtomicBool,
     waker: Arc<Waker>,
     stats: Arc<WorkerStats>,
+}
+
+impl<P> Post<P> {
+    /// Throws unread mail away. Who waits for an answer to it learns that there is none.
+    fn discard(&self) {
+        while self.mail.pop().is_some() {}
+    }
 }
 
 /// A worker. Dropping it stops and joins the thread.
 pub struct Worker<P: Poller> {
     cpu: usize,
     post: Arc<Post<P>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl<P: Poller> Worker<P> {
@@ -95,6 +103,7 @@ impl<P: Poller> Worker<P> {
         let post = Arc::new(Post {
             mail: SegQueue::new(),
             stop: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             waker,
             stats,
         });
@@ -114,7 +123,7 @@ impl<P: Poller> Worker<P> {
         Ok(Self {
             cpu,
             post,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         })
     }
 
@@ -129,6 +138,11 @@ impl<P: Poller> Worker<P> {
             let _ = answer.send(what(poller));
         }));
         self.post.waker.wake();
+        // Pairs with the thread's end, which sets the mark first and discards then: one of us
+        // finds this mail.
+        if self.post.ended.load(Ordering::SeqCst) {
+            self.post.discard();
+        }
         result
             .recv_timeout(DEADLINE)
             .map_err(|_| WorkerError::Gone(self.cpu))
@@ -145,14 +159,22 @@ impl<P: Poller> Worker<P> {
     }
 }
 
-impl<P: Poller> Drop for Worker<P> {
-    fn drop(&mut self) {
+impl<P: Poller> Worker<P> {
+    /// Stops and joins the thread. Calls fail from then on.
+    pub fn stop(&self) {
         self.post.stop.store(true, Ordering::Release);
         self.post.waker.wake();
-        if let Some(thread) = self.thread.take() {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
             // A thread that panicked has said so itself.
             let _ = thread.join();
         }
+    }
+}
+
+impl<P: Poller> Drop for Worker<P> {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

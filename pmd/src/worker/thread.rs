@@ -46,8 +46,19 @@ fn allowed() -> String {
     format!("CPU {}", cpus.join(", "))
 }
 
+/// Marks the end of a thread, however it ends.
+struct End<'a, P>(&'a Post<P>);
+
+impl<P> Drop for End<'_, P> {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::SeqCst);
+        self.0.discard();
+    }
+}
+
 /// Polls until told to stop.
 pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>) {
+    let _end = End(post);
     let start = Instant::now();
     let seconds = |now: Instant| (now - start).as_secs() as u32;
     let mut now = start;

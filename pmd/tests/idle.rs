@@ -1,0 +1,55 @@
+//! Idle workers sleep, and wake for the first frame. One test, because it measures the process.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::*;
+use rustix::time::{ClockId, clock_gettime};
+use vvu_pmd::Workers;
+use vvu_pmd::mock::{Layout, MockNet};
+use vvu_pmd::vring::feature as ring;
+
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[test]
+fn idle_workers_sleep_and_wake() {
+    for (polled, features) in [
+        (false, u64::MAX),
+        (false, !ring::EVENT_IDX),
+        (true, u64::MAX),
+    ] {
+        let workers = Workers::start(&[0]).unwrap();
+        let (mut a, mut b) = (device(&workers, "a", A), device(&workers, "b", B));
+        let layout = Layout {
+            polled,
+            features,
+            ..Layout::default()
+        };
+        let mut one = MockNet::start(&mut a, memory(0x1000), layout);
+        let mut two = MockNet::start(&mut b, memory(0x1000), layout);
+        std::thread::sleep(Duration::from_millis(50));
+        let before = (Instant::now(), cpu_time());
+        std::thread::sleep(Duration::from_secs(1));
+        let share = (cpu_time() - before.1).as_secs_f64() / before.0.elapsed().as_secs_f64();
+        assert!(share < 0.02, "an idle worker takes {share} of a CPU");
+        // Many sleeps, each at another moment after the last frame: none is slept through. The
+        // clock is generous because other programs may have the CPU.
+        let mut worst = Duration::ZERO;
+        for number in 0..400u32 {
+            let pause = Duration::from_micros(u64::from(number % 40) * 10);
+            std::thread::sleep(pause);
+            let start = Instant::now();
+            assert!(one.send(&frame(B, A, number, 60)));
+            assert_eq!(receive(&mut two), frame(B, A, number, 60));
+            worst = worst.max(start.elapsed());
+        }
+        assert!(worst < Duration::from_secs(1), "{worst:?}");
+        let worker = &workers.stats().workers[0];
+        assert!(worker.sleeps > 100, "{worker:?}");
+    }
+}
