@@ -149,14 +149,14 @@ impl Events {
 
     /// Waits a little for the device to take what was sent.
     pub(super) fn wait_sent(&self) {
-        let timeout = Some(&timespec(SEND_INTERVAL)).copied();
-        match self.vectors.get(2) {
-            Some(fd) => {
-                let _ = poll(&mut [PollFd::new(fd, PollFlags::IN)], timeout.as_ref());
-                clear(fd.as_fd());
-            }
-            None => std::thread::sleep(SEND_INTERVAL / 5),
-        }
+        let Some(fd) = self.vectors.get(2) else {
+            std::thread::sleep(POLL_INTERVAL);
+            return;
+        };
+        let mut fds = [PollFd::new(fd, PollFlags::IN)];
+        // Whatever comes of it, the sender looks at the queue next.
+        let _ = poll(&mut fds, Some(&timespec(SEND_INTERVAL)));
+        clear(fd.as_fd());
     }
 }
 

@@ -220,3 +220,5 @@ impl Drop for Device {
 mod tests;
 #[cfg(test)]
 mod tests_hostile;
+#[cfg(test)]
+mod tests_loops;

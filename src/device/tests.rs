@@ -4,14 +4,14 @@ use std::time::Instant;
 use super::fake::{Fake, Faults, Lie, Op, Shape};
 use super::*;
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options {
         timeout: Duration::from_millis(50),
         ..Options::default()
     }
 }
 
-fn open(shape: Shape) -> (Fake, Device) {
+pub(super) fn open(shape: Shape) -> (Fake, Device) {
     let (fake, function) = Fake::new(shape);
     let device = Device::open(function, options()).unwrap();
     (fake, device)
@@ -40,32 +40,32 @@ fn next(device: &mut Device) -> Option<LinkEvent> {
     panic!("the descriptor stays readable with nothing to do");
 }
 
-fn message(request: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn message(request: u32, payload: &[u8]) -> Vec<u8> {
     let words = [request, 1, payload.len() as u32];
     let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     bytes.extend(payload);
     bytes
 }
 
-fn expect_message(device: &mut Device, wanted: &[u8]) {
+pub(super) fn expect_message(device: &mut Device, wanted: &[u8]) {
     match next(device) {
         Some(LinkEvent::Message(bytes)) => assert_eq!(bytes, wanted),
         other => panic!("{other:?}"),
     }
 }
 
-fn expect_connected(device: &mut Device) {
+pub(super) fn expect_connected(device: &mut Device) {
     assert!(matches!(next(device), Some(LinkEvent::Connected)));
 }
 
-fn expect_closed(device: &mut Device) {
+pub(super) fn expect_closed(device: &mut Device) {
     match next(device) {
         Some(LinkEvent::Disconnected(Loss::Closed)) => {}
         other => panic!("{other:?}"),
     }
 }
 
-fn expect_failed(device: &mut Device) -> DeviceError {
+pub(super) fn expect_failed(device: &mut Device) -> DeviceError {
     match next(device) {
         Some(LinkEvent::Disconnected(Loss::Failed(error))) => error,
         other => panic!("{other:?}"),
@@ -499,87 +499,4 @@ fn a_killed_predecessor_is_taken_over_from() {
     expect_connected(&mut device);
     fake.push(&message(2, &[]));
     expect_message(&mut device, &message(2, &[]));
-}
-
-fn count(what: &str) -> usize {
-    std::fs::read_dir(format!("/proc/self/{what}"))
-        .unwrap()
-        .count()
-}
-
-#[test]
-fn nothing_leaks_in_a_thousand_connections() {
-    let name = "device::tests::a_thousand_connections";
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-#[test]
-#[ignore = "run by nothing_leaks_in_a_thousand_connections, in a process of its own"]
-fn a_thousand_connections() {
-    for shape in [Shape::ours(), Shape::prototype(0x1058)] {
-        let (fake, mut device) = open(shape);
-        let mut baseline = None;
-        for round in 0..1001u32 {
-            fake.connect();
-            expect_connected(&mut device);
-            let hello = message(round, &round.to_le_bytes());
-            fake.push(&hello);
-            expect_message(&mut device, &hello);
-            device.send(&[&hello]).unwrap();
-            assert_eq!(fake.sent(), [hello]);
-            let region = |mmap_offset| Extent {
-                size: 0x1800,
-                mmap_offset,
-            };
-            let memory = device.map(&[region(0), region(0x10800)]).unwrap();
-            let kicks = [0, 1].map(|ring| device.kick(ring).unwrap().unwrap());
-            let call = device.doorbell(1).unwrap();
-            call.0.write(call.1);
-            match round % 4 {
-                0 | 1 => {
-                    fake.disconnect();
-                    expect_closed(&mut device);
-                }
-                2 => {
-                    fake.need_reset();
-                    expect_failed(&mut device);
-                }
-                _ => device.disconnect(),
-            }
-            drop((memory, kicks, call));
-            assert!(device.next_event().is_none());
-            if round % 500 == 0 {
-                let now = (count("fd"), count("map_files"));
-                let (fds, maps) = *baseline.get_or_insert(now);
-                // The allocator may have mapped memory of its own.
-                assert!(now.0 == fds && now.1 <= maps + 4, "{baseline:?} {now:?}");
-            }
-        }
-        assert_eq!(fake.state().1, 1, "DMA memory");
-        assert_eq!(fake.violations(), [""; 0]);
-    }
-}
-
-#[test]
-fn a_thousand_times_opened() {
-    let (fake, function) = Fake::new(Shape::ours());
-    let mut function = Some(function);
-    for _ in 0..1000 {
-        let function = function.take().unwrap_or_else(|| Box::new(fake.function()));
-        let mut device = Device::open(function, options()).unwrap();
-        fake.connect();
-        expect_connected(&mut device);
-        drop(device);
-        assert!(fake.state().2);
-    }
-    assert_eq!(fake.violations(), [""; 0]);
 }
