@@ -62,6 +62,8 @@ pub(super) struct Model {
 
     /// The link's status register.
     link: u32,
+    /// The driver said that it is there, and was not told since that a front-end went.
+    armed: bool,
     generation: u32,
     /// A front-end is there.
     waiting: bool,
@@ -93,6 +95,7 @@ impl Model {
             notification_select: 77,
             rung: Vec::new(),
             link: 1,
+            armed: false,
             generation: 0,
             waiting: false,
             connected: false,
@@ -135,6 +138,7 @@ impl Model {
 
     fn drop_link(&mut self) {
         self.link = 0;
+        self.armed = false;
         if self.connected {
             self.inbox.clear();
         }
@@ -147,7 +151,8 @@ impl Model {
     }
 
     fn join(&mut self) {
-        if !self.waiting || self.connected || self.link & 1 == 0 {
+        let broken = self.device_status & NEEDS_RESET != 0;
+        if !self.waiting || self.connected || !self.armed || broken {
             return;
         }
         self.connected = true;
@@ -166,6 +171,7 @@ impl Model {
         }
         if self.shape.crosvm {
             self.connected = false;
+            self.armed = false;
             self.inbox.clear();
             self.deliver(&[]);
         } else {
@@ -406,6 +412,7 @@ impl Model {
             self.waiting &= !served;
         } else {
             self.link |= 1;
+            self.armed = true;
             self.join();
         }
     }

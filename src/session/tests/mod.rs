@@ -8,3 +8,4 @@ mod negotiate;
 mod rings;
 mod rust_vmm;
 mod script;
+mod vvu;
