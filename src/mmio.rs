@@ -137,7 +137,7 @@ mod private {
     pub trait Sealed: vm_memory::AtomicAccess {
         fn from_le_bytes_slice(bytes: &[u8; 4]) -> Self;
         fn to_le_bytes_array(self) -> [u8; 4];
-        fn from_bus(self) -> Self;
+        fn swap_to_bus(self) -> Self;
     }
     macro_rules! values {
         ($($t:ty)*) => {$(
@@ -151,7 +151,7 @@ mod private {
                 fn to_le_bytes_array(self) -> [u8; 4] {
                     u32::from(self).to_le_bytes()
                 }
-                fn from_bus(self) -> Self {
+                fn swap_to_bus(self) -> Self {
                     <$t>::from_le(self)
                 }
             }
@@ -184,7 +184,7 @@ impl<T: Value, A: Readable> Reg<T, A> {
             Backing::Mapped(area) => area
                 .slice()
                 .load::<T>(0, Ordering::Relaxed)
-                .map_or(T::ONES, private::Sealed::from_bus),
+                .map_or(T::ONES, private::Sealed::swap_to_bus),
             Backing::Trapped { access, base } => {
                 let mut bytes = [0; 4];
                 access.read(*base, &mut bytes[..size_of::<T>()]);
@@ -200,7 +200,9 @@ impl<T: Value, A: Writable> Reg<T, A> {
         match &self.backing {
             Backing::Mapped(area) => {
                 // Cannot fail: place and alignment were checked when the register was made.
-                let _ = area.slice().store(value.from_bus(), 0, Ordering::Relaxed);
+                let _ = area
+                    .slice()
+                    .store(value.swap_to_bus(), 0, Ordering::Relaxed);
             }
             Backing::Trapped { access, base } => {
                 access.write(*base, &value.to_le_bytes_array()[..size_of::<T>()]);

@@ -32,7 +32,11 @@ fn read(path: &Path) -> String {
 }
 
 fn relative(path: &Path) -> String {
-    path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()
+    path.strip_prefix(root())
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned()
 }
 
 /// What a room may import, itself aside. The table of `docs/tour.md` in another form.
@@ -47,7 +51,10 @@ const SRC: &[(&str, &[&str])] = &[
     ("device", &["memory", "mmio", "notify", "pci", "virtqueue"]),
     ("virtio", &["memory", "notify"]),
     ("transport", &["device", "memory", "notify", "protocol"]),
-    ("session", &["memory", "notify", "protocol", "transport", "virtio"]),
+    (
+        "session",
+        &["memory", "notify", "protocol", "transport", "virtio"],
+    ),
 ];
 
 /// The same for the data plane.
@@ -58,22 +65,36 @@ const PMD: &[(&str, &[&str])] = &[
     ("wake", &[]),
     ("port", &["mempool", "stats", "vring", "wake"]),
     ("net", &["mempool", "port", "stats", "vring", "wake"]),
-    ("worker", &["mempool", "net", "port", "stats", "vring", "wake"]),
-    ("backend", &["mempool", "net", "port", "stats", "vring", "wake", "worker"]),
+    (
+        "worker",
+        &["mempool", "net", "port", "stats", "vring", "wake"],
+    ),
+    (
+        "backend",
+        &["mempool", "net", "port", "stats", "vring", "wake", "worker"],
+    ),
 ];
 
 /// The names after `crate::` in what is not test code.
 fn imports(text: &str) -> BTreeSet<String> {
     let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-    let lines = code.lines().map(str::trim_start).filter(|line| !line.starts_with("//"));
+    let lines = code
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| !line.starts_with("//"));
     let mut names = BTreeSet::new();
     for line in lines {
         for (at, _) in line.match_indices("crate::") {
             let rest = &line[at + "crate::".len()..];
-            let inner = rest.strip_prefix('{').map_or(vec![rest], |list| list.split(',').collect());
+            let inner = rest
+                .strip_prefix('{')
+                .map_or(vec![rest], |list| list.split(',').collect());
             for name in inner {
-                let name: String =
-                    name.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let name: String = name
+                    .trim()
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
                 names.insert(name);
             }
         }
@@ -92,7 +113,9 @@ fn check_floors(folder: &str, table: &[(&str, &[&str])]) {
             continue;
         }
         let Some(may) = allowed.get(room) else {
-            wrong.push(format!("{name}: the room {room} is not in the table of floors"));
+            wrong.push(format!(
+                "{name}: the room {room} is not in the table of floors"
+            ));
             continue;
         };
         for import in imports(&read(&path)) {
@@ -115,7 +138,10 @@ fn only_the_vvu_transport_knows_the_device() {
     for path in files("src/transport", ".rs") {
         let name = relative(&path);
         if !name.starts_with("src/transport/vvu") {
-            assert!(!imports(&read(&path)).contains("device"), "{name} imports device");
+            assert!(
+                !imports(&read(&path)).contains("device"),
+                "{name} imports device"
+            );
         }
     }
 }
@@ -133,7 +159,10 @@ fn unsafe_code_is_where_the_ledger_says() {
     for folder in ["src", "pmd", "apps", "tests"] {
         for path in files(folder, ".rs") {
             let text = read(&path);
-            if text.lines().any(|line| line.trim_start().starts_with("#![allow(unsafe_code)]")) {
+            if text
+                .lines()
+                .any(|line| line.trim_start().starts_with("#![allow(unsafe_code)]"))
+            {
                 found.insert(relative(&path));
             } else if !path.ends_with("house.rs") {
                 assert!(

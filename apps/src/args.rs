@@ -69,7 +69,8 @@ Ports:
     mtu=BYTES        largest IP packet that the link carries, 68 to 9216 (default 9000)
     pairs=N          queue pairs, 1 to 128 (default 8)
   vvu: also takes
-    rule=q|cd|e      how the function places memory, where its id does not tell
+    rule=RULE        how the function places memory, where its id does not tell:
+                     whole, packed or told (see docs/device.md)
 
 Examples:
   In an appliance VM with two VVU functions:
@@ -172,12 +173,12 @@ pub(crate) fn init_log(verbose: u8, quiet: bool) {
 /// How a VVU function places the front-end's memory in its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RuleName {
-    /// The 2019 prototype's: regions one after the other, each with its file offset.
-    Q,
-    /// crosvm's: regions one after the other.
-    Cd,
-    /// Explicit: the device says where.
-    E,
+    /// Regions one after the other, each with what lies before it in its file.
+    Whole,
+    /// Regions one after the other.
+    Packed,
+    /// The device says where.
+    Told,
 }
 
 #[cfg(test)]

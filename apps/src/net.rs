@@ -58,7 +58,10 @@ fn check_names(ports: &[PortSpec]) -> anyhow::Result<()> {
     for port in ports {
         let external = matches!(port.kind, Kind::Vvu { .. } | Kind::Unix { .. });
         if external && !seen.insert(&port.name) {
-            bail!("port {} is given twice; each front-end needs one of its own", port.name);
+            bail!(
+                "port {} is given twice; each front-end needs one of its own",
+                port.name
+            );
         }
     }
     Ok(())
@@ -70,7 +73,10 @@ fn start_workers(net: &Net) -> anyhow::Result<Workers> {
         None => vec![first_cpu()?],
     };
     let ageing = u32::try_from(net.ageing).context("--ageing is longer than 136 years")?;
-    let config = Config { ageing, ..Config::default() };
+    let config = Config {
+        ageing,
+        ..Config::default()
+    };
     Workers::with_config(&cpus, &config).context("cannot start the workers")
 }
 
@@ -90,9 +96,10 @@ fn add_port(
 ) -> anyhow::Result<Option<Session>> {
     let kind = match &port.kind {
         Kind::Null => PortKind::Null,
-        Kind::Generator { size } => {
-            PortKind::Gen(GenConfig { size: (*size).into(), ..GenConfig::default() })
-        }
+        Kind::Generator { size } => PortKind::Gen(GenConfig {
+            size: (*size).into(),
+            ..GenConfig::default()
+        }),
         Kind::Echo { swap } => PortKind::Echo { swap: *swap },
         Kind::Vvu { device, .. } | Kind::Unix { device, .. } => {
             PortKind::Vhost(card(net, number, port, device))
@@ -111,9 +118,19 @@ fn add_port(
 fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transport>>> {
     let transport: Box<dyn Transport> = match &port.kind {
         Kind::Null | Kind::Generator { .. } | Kind::Echo { .. } => return Ok(None),
-        Kind::Unix { path, client: false, .. } => Box::new(UnixTransport::listen(path)?),
-        Kind::Unix { path, client: true, .. } => Box::new(UnixTransport::connect(path)?),
-        Kind::Vvu { address, rule, device } => {
+        Kind::Unix {
+            path,
+            client: false,
+            ..
+        } => Box::new(UnixTransport::listen(path)?),
+        Kind::Unix {
+            path, client: true, ..
+        } => Box::new(UnixTransport::connect(path)?),
+        Kind::Vvu {
+            address,
+            rule,
+            device,
+        } => {
             let rings = device.pairs * 2;
             let device = pci::open(*address, *rule, rings, net.allow_unsafe_interrupts)?;
             Box::new(VvuTransport::new(device))
@@ -128,7 +145,11 @@ fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transp
 fn card(net: &Net, number: u64, port: &PortSpec, device: &Device) -> NetConfig {
     let counted = net.mac.map(|mac| mac.plus(number));
     let Mac(mac) = device.mac.or(counted).unwrap_or_else(|| mac_of(&port.name));
-    NetConfig { mac, mtu: device.mtu, pairs: device.pairs }
+    NetConfig {
+        mac,
+        mtu: device.mtu,
+        pairs: device.pairs,
+    }
 }
 
 /// An address of our own for a port without one: locally administered, the same at every start,

@@ -15,14 +15,24 @@ pub(crate) fn open(
     rings: u16,
     allow_unsafe_interrupts: bool,
 ) -> anyhow::Result<Device> {
-    let options = VfioOptions { allow_unsafe_interrupts, ..VfioOptions::default() };
+    let options = VfioOptions {
+        allow_unsafe_interrupts,
+        ..VfioOptions::default()
+    };
     let function = VfioFunction::open(address, options)?;
     let rule = rule.map(|rule| match rule {
-        RuleName::Q => Rule::Q,
-        RuleName::Cd => Rule::Cd,
-        RuleName::E => Rule::E,
+        RuleName::Whole => Rule::Whole,
+        RuleName::Packed => Rule::Packed,
+        RuleName::Told => Rule::Told,
     });
-    Ok(Device::open(Box::new(function), Options { rule, rings, ..Options::default() })?)
+    Ok(Device::open(
+        Box::new(function),
+        Options {
+            rule,
+            rings,
+            ..Options::default()
+        },
+    )?)
 }
 
 /// One line for each VVU function.
@@ -32,7 +42,10 @@ pub(crate) fn list() -> anyhow::Result<()> {
         println!("no virtio-vhost-user functions here");
         return Ok(());
     }
-    println!("{:<13} {:<10} {:<16} {:<6} note", "address", "id", "driver", "group");
+    println!(
+        "{:<13} {:<10} {:<16} {:<6} note",
+        "address", "id", "driver", "group"
+    );
     for function in functions {
         let note = match function.structures() {
             Ok(_) => String::new(),
@@ -44,7 +57,10 @@ pub(crate) fn list() -> anyhow::Result<()> {
             function.space.vendor(),
             function.space.device(),
             function.driver.as_deref().unwrap_or("-"),
-            function.group.as_ref().map_or("-".to_owned(), |group| group.number.to_string()),
+            function
+                .group
+                .as_ref()
+                .map_or("-".to_owned(), |group| group.number.to_string()),
         );
     }
     Ok(())
@@ -56,8 +72,15 @@ pub(crate) fn info(address: &Address) -> anyhow::Result<()> {
     let function = Sysfs::default().info(*address)?;
     let structures = vvu_structures(&function)?;
     println!("address        {address}");
-    println!("id             {:04x}:{:04x}", function.space.vendor(), function.space.device());
-    println!("driver         {}", function.driver.as_deref().unwrap_or("none"));
+    println!(
+        "id             {:04x}:{:04x}",
+        function.space.vendor(),
+        function.space.device()
+    );
+    println!(
+        "driver         {}",
+        function.driver.as_deref().unwrap_or("none")
+    );
     if let Some(group) = &function.group {
         let members: Vec<_> = group.members.iter().map(ToString::to_string).collect();
         println!("IOMMU group    {} ({})", group.number, members.join(", "));
@@ -81,7 +104,9 @@ pub(crate) fn info(address: &Address) -> anyhow::Result<()> {
 
 fn show_structures(structures: &Structures) {
     let line = |name: &str, at: &Location| {
-        let length = at.length.map_or("to its end".to_owned(), |length| format!("{length:#x} bytes"));
+        let length = at.length.map_or("to its end".to_owned(), |length| {
+            format!("{length:#x} bytes")
+        });
         println!("{name:<14} BAR {} at {:#x}, {length}", at.bar, at.offset);
     };
     line("common", &structures.common);
@@ -105,7 +130,10 @@ fn show_identity(device: &Device) {
     println!("uuid           {}", hyphenated(uuid));
     println!("rings          {}", identity.rings);
     println!("features       {:#x}", identity.features);
-    println!("memory window  {:#x} bytes, rule {:?}", identity.window, identity.rule);
+    println!(
+        "memory window  {:#x} bytes, rule {}",
+        identity.window, identity.rule
+    );
     if let Some(regions) = identity.max_mem_regions {
         println!("memory regions {regions}");
     }
@@ -115,7 +143,9 @@ fn show_identity(device: &Device) {
 fn hyphenated(uuid: u128) -> String {
     let hex = format!("{uuid:032x}");
     let parts = [0..8, 8..12, 12..16, 16..20, 20..32];
-    parts.map(|range| hex.get(range).unwrap_or_default()).join("-")
+    parts
+        .map(|range| hex.get(range).unwrap_or_default())
+        .join("-")
 }
 
 fn vvu_structures(function: &FunctionInfo) -> anyhow::Result<Structures> {
@@ -174,7 +204,10 @@ fn carry_out(
         }
         sysfs.apply(*address, plan)?;
         let driver = sysfs.info(*address)?.driver;
-        println!("{address} {done}, driver: {}", driver.as_deref().unwrap_or("none"));
+        println!(
+            "{address} {done}, driver: {}",
+            driver.as_deref().unwrap_or("none")
+        );
     }
     Ok(())
 }

@@ -40,7 +40,9 @@ impl FromStr for Mac {
             return Err(bad());
         }
         if mac[0] & 1 != 0 || mac == [0; 6] {
-            return Err(format!("{text} cannot be a device's address: it is a group or zero"));
+            return Err(format!(
+                "{text} cannot be a device's address: it is a group or zero"
+            ));
         }
         Ok(Self(mac))
     }
@@ -50,9 +52,17 @@ impl FromStr for Mac {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A virtio-net device served through a VVU function.
-    Vvu { address: Address, rule: Option<RuleName>, device: Device },
+    Vvu {
+        address: Address,
+        rule: Option<RuleName>,
+        device: Device,
+    },
     /// A virtio-net device served through a socket.
-    Unix { path: PathBuf, client: bool, device: Device },
+    Unix {
+        path: PathBuf,
+        client: bool,
+        device: Device,
+    },
     /// Drops everything.
     Null,
     /// Makes frames of `size` bytes.
@@ -94,7 +104,14 @@ impl FromStr for PortSpec {
                 let address: Address = target.parse().map_err(|error| format!("{error}"))?;
                 let rule = options.take("rule", |value| RuleName::from_str(value, true))?;
                 let device = options.device()?;
-                (format!("vvu:{address}"), Kind::Vvu { address, rule, device })
+                (
+                    format!("vvu:{address}"),
+                    Kind::Vvu {
+                        address,
+                        rule,
+                        device,
+                    },
+                )
             }
             "unix" => {
                 if target.is_empty() {
@@ -103,7 +120,14 @@ impl FromStr for PortSpec {
                 let client = options.flag("client")?;
                 let device = options.device()?;
                 let path = PathBuf::from(target);
-                (format!("unix:{target}"), Kind::Unix { path, client, device })
+                (
+                    format!("unix:{target}"),
+                    Kind::Unix {
+                        path,
+                        client,
+                        device,
+                    },
+                )
             }
             "null" | "gen" | "echo" => {
                 // These have no target: what follows the colon are options.
@@ -111,9 +135,13 @@ impl FromStr for PortSpec {
                 let kind = match scheme {
                     "null" => Kind::Null,
                     "gen" => Kind::Generator {
-                        size: options.take("size", |v| number(v, 60..=9018))?.unwrap_or(64),
+                        size: options
+                            .take("size", |v| number(v, 60..=9018))?
+                            .unwrap_or(64),
                     },
-                    _ => Kind::Echo { swap: options.flag("swap")? },
+                    _ => Kind::Echo {
+                        swap: options.flag("swap")?,
+                    },
                 };
                 (scheme.to_owned(), kind)
             }
@@ -131,7 +159,11 @@ impl FromStr for PortSpec {
 fn number(text: &str, range: std::ops::RangeInclusive<u16>) -> Result<u16, String> {
     match text.parse() {
         Ok(value) if range.contains(&value) => Ok(value),
-        _ => Err(format!("{text:?} is not a number from {} to {}", range.start(), range.end())),
+        _ => Err(format!(
+            "{text:?} is not a number from {} to {}",
+            range.start(),
+            range.end()
+        )),
     }
 }
 
@@ -175,17 +207,21 @@ impl<'a> Options<'a> {
         match self.remove(key) {
             None => Ok(None),
             Some(None) => Err(format!("option {key} needs a value, as in {key}=...")),
-            Some(Some(value)) => {
-                parse(value).map(Some).map_err(|error| format!("option {key}: {error}"))
-            }
+            Some(Some(value)) => parse(value)
+                .map(Some)
+                .map_err(|error| format!("option {key}: {error}")),
         }
     }
 
     fn device(&mut self) -> Result<Device, String> {
         Ok(Device {
             mac: self.take("mac", str::parse)?,
-            mtu: self.take("mtu", |v| number(v, 68..=9216))?.unwrap_or(DEFAULT_MTU),
-            pairs: self.take("pairs", |v| number(v, 1..=128))?.unwrap_or(DEFAULT_PAIRS),
+            mtu: self
+                .take("mtu", |v| number(v, 68..=9216))?
+                .unwrap_or(DEFAULT_MTU),
+            pairs: self
+                .take("pairs", |v| number(v, 1..=128))?
+                .unwrap_or(DEFAULT_PAIRS),
         })
     }
 
@@ -208,7 +244,11 @@ mod tests {
 
     #[test]
     fn every_kind_of_port() {
-        let device = Device { mac: None, mtu: DEFAULT_MTU, pairs: DEFAULT_PAIRS };
+        let device = Device {
+            mac: None,
+            mtu: DEFAULT_MTU,
+            pairs: DEFAULT_PAIRS,
+        };
         assert_eq!(
             parse("unix:/run/a.sock,client,mtu=1500,pairs=2,mac=52:54:00:00:00:01").kind,
             Kind::Unix {
@@ -221,13 +261,13 @@ mod tests {
                 },
             }
         );
-        let vvu = parse("vvu:00:05.0,rule=cd");
+        let vvu = parse("vvu:00:05.0,rule=packed");
         assert_eq!(vvu.name, "vvu:0000:00:05.0");
         assert_eq!(
             vvu.kind,
             Kind::Vvu {
                 address: "0000:00:05.0".parse().unwrap(),
-                rule: Some(RuleName::Cd),
+                rule: Some(RuleName::Packed),
                 device
             }
         );

@@ -33,7 +33,9 @@ impl Shutdown {
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
         match timeout {
             None => self.0.recv().is_ok(),
-            Some(timeout) => !matches!(self.0.recv_timeout(timeout), Err(RecvTimeoutError::Timeout)),
+            Some(timeout) => {
+                !matches!(self.0.recv_timeout(timeout), Err(RecvTimeoutError::Timeout))
+            }
         }
     }
 }

@@ -10,13 +10,20 @@ use std::time::{Duration, Instant};
 
 fn vvu(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vvu"));
-    command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .env_remove("RUST_LOG");
     command
 }
 
 /// Runs to the end and returns the exit code and what was said on standard error.
 fn refuse(args: &[&str]) -> (i32, String) {
-    let mut child = vvu(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child = vvu(args)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -39,7 +46,10 @@ fn refused_with(args: &[&str], parts: &[&str]) {
     assert_eq!(code, 1, "{args:?}: {said}");
     assert_eq!(said.trim_end().lines().count(), 1, "{args:?}: {said}");
     for part in parts {
-        assert!(said.contains(part), "{args:?} should mention {part:?}: {said}");
+        assert!(
+            said.contains(part),
+            "{args:?} should mention {part:?}: {said}"
+        );
     }
 }
 
@@ -99,7 +109,10 @@ fn a_socket_in_use_is_not_taken_over() {
     let scratch = Scratch::new("in-use");
     let path = scratch.join("a.sock");
     let _listener = UnixListener::bind(&path).unwrap();
-    refused_with(&["net", "--port", &format!("unix:{path}")], &[&path, "in use"]);
+    refused_with(
+        &["net", "--port", &format!("unix:{path}")],
+        &[&path, "in use"],
+    );
     assert!(Path::new(&path).exists());
 }
 
@@ -107,7 +120,10 @@ fn a_socket_in_use_is_not_taken_over() {
 fn a_directory_that_is_missing_is_named() {
     let scratch = Scratch::new("no-dir");
     let path = scratch.join("no/such/a.sock");
-    refused_with(&["net", "--port", &format!("unix:{path}")], &[&scratch.join("no/such")]);
+    refused_with(
+        &["net", "--port", &format!("unix:{path}")],
+        &[&scratch.join("no/such")],
+    );
 }
 
 #[test]
@@ -115,19 +131,31 @@ fn a_file_that_is_no_socket_is_kept() {
     let scratch = Scratch::new("file");
     let path = scratch.join("a.sock");
     std::fs::write(&path, "precious").unwrap();
-    refused_with(&["net", "--port", &format!("unix:{path}")], &[&path, "not a socket"]);
+    refused_with(
+        &["net", "--port", &format!("unix:{path}")],
+        &[&path, "not a socket"],
+    );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
 }
 
 #[test]
 fn a_cpu_that_is_missing_is_named() {
-    refused_with(&["net", "--cores", "4000", "--port", "null:"], &["4000", "CPU"]);
+    refused_with(
+        &["net", "--cores", "4000", "--port", "null:"],
+        &["4000", "CPU"],
+    );
 }
 
 #[test]
 fn the_same_port_twice_is_refused() {
     refused_with(
-        &["net", "--port", "unix:/tmp/vvu-twice.sock", "--port", "unix:/tmp/vvu-twice.sock"],
+        &[
+            "net",
+            "--port",
+            "unix:/tmp/vvu-twice.sock",
+            "--port",
+            "unix:/tmp/vvu-twice.sock",
+        ],
         &["unix:/tmp/vvu-twice.sock", "twice"],
     );
 }
@@ -155,7 +183,10 @@ fn stops_clean(signal: rustix::process::Signal) {
         std::thread::sleep(Duration::from_millis(10));
     };
     assert!(status.success(), "{status}");
-    assert!(!Path::new(&path).exists(), "the socket's path was left behind");
+    assert!(
+        !Path::new(&path).exists(),
+        "the socket's path was left behind"
+    );
 }
 
 #[test]
@@ -183,5 +214,8 @@ fn a_stale_socket_is_replaced() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(connected, "vvu did not listen at a path that a dead server left");
+    assert!(
+        connected,
+        "vvu did not listen at a path that a dead server left"
+    );
 }

@@ -104,7 +104,9 @@ impl Events {
 
     pub(super) fn kick(&self, ring: u16) -> Option<BorrowedFd<'_>> {
         let granted = *self.kicks.get(usize::from(ring))?;
-        let fd = self.vectors.get(usize::from(ring.checked_add(FIRST_KICK)?))?;
+        let fd = self
+            .vectors
+            .get(usize::from(ring.checked_add(FIRST_KICK)?))?;
         granted.then(|| fd.as_fd())
     }
 
@@ -145,10 +147,7 @@ impl Events {
         let timeout = Some(&timespec(SEND_INTERVAL)).copied();
         match self.vectors.get(2) {
             Some(fd) => {
-                let _ = poll(
-                    &mut [PollFd::new(fd, PollFlags::IN)],
-                    timeout.as_ref(),
-                );
+                let _ = poll(&mut [PollFd::new(fd, PollFlags::IN)], timeout.as_ref());
                 clear(fd.as_fd());
             }
             None => std::thread::sleep(SEND_INTERVAL / 5),

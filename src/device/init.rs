@@ -26,10 +26,7 @@ const RESET_PAUSE: Duration = Duration::from_micros(50);
 
 impl Device {
     /// Takes over a function, in whatever state it is, and arms it: a front-end can connect.
-    pub fn open(
-        mut function: Box<dyn PciFunction>,
-        options: Options,
-    ) -> Result<Self, DeviceError> {
+    pub fn open(mut function: Box<dyn PciFunction>, options: Options) -> Result<Self, DeviceError> {
         function.reset()?;
         let space = ConfigSpace::read(function.as_ref());
         let found = Structures::find(&space)?;
@@ -129,7 +126,11 @@ impl Device {
     /// not change afterwards.
     fn set_up_queue(&mut self, index: u16) -> Result<(), DeviceError> {
         let common = &self.registers.common;
-        let queue = if index == 0 { &mut self.rx } else { &mut self.tx };
+        let queue = if index == 0 {
+            &mut self.rx
+        } else {
+            &mut self.tx
+        };
         let addresses = queue.ring.addresses();
         common.queue_select.write(index);
         let most = common.queue_size.read();
@@ -145,11 +146,7 @@ impl Device {
         // A sender that waits looks from time to time anyway; for rxq the vector matters.
         self.events.deaf |= index == 0 && common.queue_msix_vector.read() == NO_VECTOR;
         for (low, high, address) in [
-            (
-                &common.queue_desc_lo,
-                &common.queue_desc_hi,
-                addresses.desc,
-            ),
+            (&common.queue_desc_lo, &common.queue_desc_hi, addresses.desc),
             (
                 &common.queue_driver_lo,
                 &common.queue_driver_hi,

@@ -181,7 +181,10 @@ impl Device {
         if self.tx.ring.in_flight() > 0 {
             // A reply to the front-end that is gone must not reach the next one.
             if since.elapsed() > DRAIN_TIME {
-                tracing::warn!(device = self.name(), "messages stay in txq; resetting the device");
+                tracing::warn!(
+                    device = self.name(),
+                    "messages stay in txq; resetting the device"
+                );
                 self.link = Link::broken();
                 return Step::Again;
             }
@@ -304,7 +307,10 @@ impl Device {
             if !matches!(self.link, Link::Up { .. }) {
                 return Err(DeviceError::NotConnected);
             }
-            self.tx.ring.reclaim().map_err(|source| queue_error(1, source))?;
+            self.tx
+                .ring
+                .reclaim()
+                .map_err(|source| queue_error(1, source))?;
             match self.tx.ring.send(parts) {
                 Ok(()) => break,
                 Err(QueueError::Full) => {}

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use link::{Loss, LinkEvent};
+pub use link::{LinkEvent, Loss};
 pub use placement::{Extent, PlaceError, Rule, place};
 
 use crate::mmio::{Reg, WriteOnly};
@@ -217,4 +217,4 @@ impl Drop for Device {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

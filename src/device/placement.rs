@@ -138,11 +138,7 @@ mod tests {
     #[test]
     fn the_three_rules_differ_as_they_must() {
         for (rule, starts, needed) in [
-            (
-                Rule::Whole,
-                [0, 0x16_0000, 0x1_000a_0000],
-                0x1_800a_0000u64,
-            ),
+            (Rule::Whole, [0, 0x16_0000, 0x1_000a_0000], 0x1_800a_0000u64),
             (Rule::Packed, [0, 0xa_0000, 0x7ffe_0000], 0xfffe_0000),
             (Rule::Told, [0, 0xc_0000, 0x8000_0000], 4 * GIB),
         ] {
@@ -175,14 +171,7 @@ mod tests {
         let extent = |size, mmap_offset| Extent { size, mmap_offset };
         for rule in [Rule::Whole, Rule::Packed, Rule::Told] {
             assert!(place(rule, &[extent(u64::MAX, 1), extent(1, 0)], u64::MAX).is_err());
-            assert!(
-                place(
-                    rule,
-                    &[extent(8, 0), extent(u64::MAX, u64::MAX)],
-                    u64::MAX
-                )
-                .is_err()
-            );
+            assert!(place(rule, &[extent(8, 0), extent(u64::MAX, u64::MAX)], u64::MAX).is_err());
         }
         // The window may be as large as there are numbers.
         assert_eq!(

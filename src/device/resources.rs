@@ -66,15 +66,16 @@ impl Registers {
     }
 
     /// The register to write a queue's index to (VIRTIO 1.2, 4.1.4.4).
-    pub(super) fn notify_register(&self, notify_off: u16) -> Result<Reg<u16, WriteOnly>, DeviceError> {
+    pub(super) fn notify_register(
+        &self,
+        notify_off: u16,
+    ) -> Result<Reg<u16, WriteOnly>, DeviceError> {
         let offset = u64::from(notify_off) * u64::from(self.notify_multiplier);
-        self.notify
-            .register(offset)
-            .ok_or(DeviceError::Structure {
-                name: "notification structure",
-                found: self.notify.len(),
-                needed: offset + 2,
-            })
+        self.notify.register(offset).ok_or(DeviceError::Structure {
+            name: "notification structure",
+            found: self.notify.len(),
+            needed: offset + 2,
+        })
     }
 
     fn doorbell(&self, number: u16) -> Option<Reg<u16, WriteOnly>> {
@@ -153,7 +154,8 @@ impl Device {
             registers
                 .notification_msix_vector
                 .write(vector.unwrap_or(NO_VECTOR));
-            let granted = vector.is_some() && registers.notification_msix_vector.read() != NO_VECTOR;
+            let granted =
+                vector.is_some() && registers.notification_msix_vector.read() != NO_VECTOR;
             self.events.grant_kick(ring, granted);
         }
     }

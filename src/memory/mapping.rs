@@ -1,6 +1,7 @@
 //! Owned mappings and ranges of them.
 #![allow(unsafe_code)]
 
+use std::alloc::Layout;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -9,10 +10,32 @@ use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::VolatileSlice;
 
 use super::MemoryError;
+use super::fault::{self, Guard};
 
 /// Size of a page, in bytes.
 pub fn page_size() -> usize {
     rustix::param::page_size()
+}
+
+/// Size of the pages that a file is mapped in: hugetlbfs has its own.
+fn file_page_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    let filesystem = rustix::fs::fstatfs(fd)?;
+    let block = u64::try_from(filesystem.f_bsize).unwrap_or(0);
+    let page = page_size() as u64;
+    match filesystem.f_type == libc::HUGETLBFS_MAGIC {
+        true => Ok(block.max(page)),
+        false => Ok(page),
+    }
+}
+
+/// Size of a hugepage of the default size, in bytes; `None` if the kernel has none.
+pub fn hugepage_size() -> Option<usize> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("Hugepagesize:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
 }
 
 /// Address space that this process owns and another party may write.
@@ -26,6 +49,10 @@ pub struct Mapping {
     len: usize,
     /// What the kernel mapped: page-aligned start and length.
     pages: (NonNull<u8>, usize),
+    /// For a mapping of a file that its owner may truncate.
+    guard: Option<Guard>,
+    /// How the hugepage allocator was asked for it, if it was.
+    huge: Option<Layout>,
 }
 
 // SAFETY: the pointers name address space owned by this value alone and unmapped only by its
@@ -39,11 +66,18 @@ impl Mapping {
     /// Maps `len` bytes of `fd` from `offset` on, shared, readable and writable. Neither needs to
     /// be page-aligned. The file's size is not looked at: see [`Mapping::of_file`].
     pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
-        let page = page_size() as u64;
+        Self::map(fd, offset, len, page_size() as u64)
+    }
+
+    /// Maps whole pages of `page` bytes around the bytes asked for.
+    fn map(fd: BorrowedFd<'_>, offset: u64, len: u64, page: u64) -> Result<Self, MemoryError> {
         let lead = offset % page;
         let overflow = || MemoryError::Overflow { start: offset, len };
-        let total = lead.checked_add(len).ok_or_else(overflow)?;
-        let total = usize::try_from(total).map_err(|_| overflow())?;
+        let total = lead
+            .checked_add(len)
+            .and_then(|total| total.checked_next_multiple_of(page))
+            .and_then(|total| usize::try_from(total).ok())
+            .ok_or_else(overflow)?;
         offset.checked_add(len).ok_or_else(overflow)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
         let start = unsafe {
@@ -61,28 +95,31 @@ impl Mapping {
             len,
             source: errno.into(),
         })?;
-        // SAFETY: mmap returned `total` bytes at `start`, and lead < total when len > 0; for
-        // len == 0 the kernel refused above (lead == 0) or the pointer stays within the page.
+        // SAFETY: mmap returned `total` bytes at `start`, and lead + len <= total.
         Ok(unsafe { Self::from_raw(start.cast(), total, lead as usize, len as usize) })
     }
 
     /// Like [`Mapping::shared`], for a regular or memory file: refuses a range that the file does
-    /// not cover, because touching such bytes would raise SIGBUS.
+    /// not cover, because touching such bytes would raise SIGBUS. Should the file shrink later,
+    /// the missing bytes turn into zeroes that nobody else sees, and [`Mapping::is_lost`] says so.
     pub fn of_file(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
         let needed = offset
             .checked_add(len)
             .ok_or(MemoryError::Overflow { start: offset, len })?;
-        let file = rustix::fs::fstat(fd)
-            .map_err(|errno| MemoryError::Map {
-                offset,
-                len,
-                source: errno.into(),
-            })?
-            .st_size as u64;
+        let failed = |errno: rustix::io::Errno| MemoryError::Map {
+            offset,
+            len,
+            source: errno.into(),
+        };
+        let file = rustix::fs::fstat(fd).map_err(failed)?.st_size as u64;
         if file < needed {
             return Err(MemoryError::ShortFile { file, needed });
         }
-        Self::shared(fd, offset, len)
+        let page = file_page_size(fd).map_err(failed)?;
+        let mut mapping = Self::map(fd, offset, len, page)?;
+        let (start, total) = mapping.pages;
+        mapping.guard = Some(fault::guard(start.as_ptr().addr(), total, page as usize));
+        Ok(mapping)
     }
 
     /// Maps `len` bytes of zeroed private memory.
@@ -105,6 +142,28 @@ impl Mapping {
         Ok(unsafe { Self::from_raw(start.cast(), len, 0, len) })
     }
 
+    /// Maps `len` bytes of zeroed private memory in hugepages. There may be none left.
+    pub fn huge(len: usize) -> Result<Self, MemoryError> {
+        let none = || MemoryError::NoHugepages(len);
+        // The allocator panics where the kernel has no hugepages, and rounds up to whole ones.
+        let size = hugepage_size().ok_or_else(none)?;
+        let total = len.checked_next_multiple_of(size).ok_or_else(none)?;
+        let layout = Layout::from_size_align(total, page_size()).map_err(|_| none())?;
+        if total == 0 {
+            return Err(none());
+        }
+        // SAFETY: the layout is not empty.
+        let start = unsafe { hugepage_rs::alloc(layout) };
+        if start.is_null() {
+            return Err(none());
+        }
+        // SAFETY: the allocator returned a fresh mapping of `total` bytes at `start`; who undoes
+        // it is said by `huge`.
+        let mut mapping = unsafe { Self::from_raw(start, total, 0, len) };
+        mapping.huge = Some(layout);
+        Ok(mapping)
+    }
+
     /// # Safety
     /// `start` must be a mapping of `total` bytes that nobody else unmaps, `lead + len <= total`.
     unsafe fn from_raw(start: *mut u8, total: usize, lead: usize, len: usize) -> Self {
@@ -120,6 +179,8 @@ impl Mapping {
             base,
             len,
             pages: (pages, total),
+            guard: None,
+            huge: None,
         }
     }
 
@@ -131,6 +192,11 @@ impl Mapping {
     /// Whether the mapping has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether bytes went missing because the file behind the mapping shrank.
+    pub fn is_lost(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guard::is_lost)
     }
 
     /// Address of the first byte in this process: an identity for the kernel (a DMA map, a
@@ -149,7 +215,15 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // First, so that nothing is put in the place of what comes here next.
+        self.guard = None;
         let (start, len) = self.pages;
+        if let Some(layout) = self.huge {
+            // SAFETY: the pointer and the layout are those of the allocation, which is undone
+            // only here; nobody can reach the bytes any more, as below.
+            unsafe { hugepage_rs::dealloc(start.as_ptr(), layout) };
+            return;
+        }
         // SAFETY: these are the values mmap gave us; slices borrow `self`, areas hold an Arc, so
         // nobody can reach the bytes any more.
         let _ = unsafe { rustix::mm::munmap(start.as_ptr().cast(), len) };
@@ -203,6 +277,11 @@ impl Area {
     /// Whether the range has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether the mapping that the range is in lost bytes: see [`Mapping::is_lost`].
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
     }
 
     /// Address of the first byte in this process, for the kernel only (see

@@ -9,10 +9,11 @@
 //! every access is bounded by the mapping it falls in. Accessors are vm-memory's
 //! [`VolatileSlice`]. This room knows nothing of messages, rings or devices.
 
+mod fault;
 mod mapping;
 mod table;
 
-pub use mapping::{Area, Mapping, page_size};
+pub use mapping::{Area, Mapping, hugepage_size, page_size};
 pub use table::{MemTable, Region};
 pub use vm_memory::VolatileSlice;
 
@@ -50,6 +51,9 @@ pub enum MemoryError {
     /// A region of no bytes.
     #[error("region at guest address {0:#x} is empty")]
     Empty(u64),
+    /// No hugepages are free, or the kernel has none.
+    #[error("no hugepages for {0:#x} bytes")]
+    NoHugepages(usize),
     /// Two regions claim the same guest addresses.
     #[error("regions at guest addresses {0:#x} and {1:#x} overlap")]
     Overlap(u64, u64),

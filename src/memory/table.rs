@@ -75,6 +75,11 @@ impl MemTable {
         self.regions.is_empty()
     }
 
+    /// Whether bytes of a region went missing: see [`Mapping::is_lost`](super::Mapping::is_lost).
+    pub fn is_lost(&self) -> bool {
+        self.regions.iter().any(|region| region.bytes.is_lost())
+    }
+
     /// As many of the `len` bytes at guest address `addr` as one region holds: at least one, and
     /// all of them unless the range runs past its region. Callers that may meet a buffer across
     /// two regions ask again for the rest. `None` if `addr` is nobody's, or `len` is zero.
@@ -187,5 +192,32 @@ mod tests {
         part.slice().write_obj(0xa5u8, 3).unwrap();
         assert_eq!(whole.slice().read_obj::<u8>(0x1013).unwrap(), 0xa5);
         assert_eq!(part.len(), 0x20);
+    }
+
+    #[test]
+    fn files_of_huge_pages_are_mapped_in_huge_pages() {
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+        use std::os::fd::AsFd;
+        use vm_memory::Bytes;
+
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB;
+        let Ok(file) = memfd_create("vvu-huge", flags) else {
+            eprintln!("SKIPPED: this kernel has no hugetlbfs");
+            return;
+        };
+        ftruncate(&file, 4 << 20).unwrap();
+        // Neither offset nor length is a multiple of the page size.
+        let (offset, len) = ((2 << 20) + 0x1000, 0x2000);
+        let Ok(mapping) = Mapping::of_file(file.as_fd(), offset, len) else {
+            eprintln!("SKIPPED: no huge page is free (/proc/sys/vm/nr_hugepages)");
+            return;
+        };
+        assert_eq!(mapping.len(), 0x2000);
+        mapping.slice().write_obj(0xa5u8, 0x1fff).unwrap();
+        assert!((mapping.address() - 0x1000).is_multiple_of(2 << 20));
+        // Undone in huge pages, too: the next one gets the same page.
+        drop(mapping);
+        let again = Mapping::of_file(file.as_fd(), offset, len).unwrap();
+        assert_eq!(again.slice().read_obj::<u8>(0x1fff).unwrap(), 0xa5);
     }
 }

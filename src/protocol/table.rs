@@ -37,7 +37,7 @@ pub enum Gate {
     Offered(P),
     /// The front-end acknowledged this protocol feature.
     Acked(P),
-    /// Belongs to a kind of device that is not served here.
+    /// Something that is never offered: a device feature (the IOTLB), a kind of device (graphics).
     Closed,
 }
 

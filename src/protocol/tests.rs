@@ -27,7 +27,7 @@ fn config(data: &[u8]) -> ConfigSpace {
 const REGION: &str = "0000200000000000 0050341200 7f0000 0010000000000000";
 
 /// Every request with its payload on the wire.
-fn vectors() -> Vec<(u32, Request, String)> {
+pub(crate) fn vectors() -> Vec<(u32, Request, String)> {
     let ring = "02000000 00010000";
     let inflight = Inflight {
         mmap_size: 0x2000,

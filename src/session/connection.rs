@@ -13,6 +13,9 @@ use crate::protocol::{
 use crate::transport::{Incoming, Transport};
 use crate::virtio::VirtioDevice;
 
+/// Refusals of one connection that are logged; the rest is only counted.
+const LOGGED_REFUSALS: u32 = 20;
+
 /// What a request that was carried out leads to.
 #[derive(Debug)]
 pub(super) enum Outcome {
@@ -39,6 +42,8 @@ pub(super) struct State {
     pub(super) device_status: u8,
     /// The front-end's memory.
     pub(super) memory: Arc<MemTable>,
+    /// Requests refused.
+    refusals: u32,
     /// All rings of the device.
     pub(super) rings: Vec<Ring>,
 }
@@ -86,7 +91,7 @@ impl Connection {
 
     /// Whether bytes of the front-end's memory vanished under us.
     pub(super) fn memory_is_lost(&self) -> bool {
-        false
+        self.state.memory.is_lost()
     }
 
     /// Carries out one request and answers it. An error ends the connection.
@@ -186,8 +191,12 @@ impl Connection {
         }
         let row = info(message.request);
         let name = row.map_or("an unknown request", |row| row.name);
-        tracing::warn!(request = name, %error, "refused");
         self.status.nack(format!("{name}: {error}"));
+        self.state.refusals = self.state.refusals.saturating_add(1);
+        // A front-end can have requests refused as fast as it can send them.
+        if self.state.refusals <= LOGGED_REFUSALS {
+            tracing::warn!(request = name, %error, "refused");
+        }
         match row.map_or(Answer::Ack, |row| row.answer) {
             Answer::OwnOrEmpty => self.reply(message, &Reply::Empty),
             Answer::Ack if self.must_ack(message) => self.reply(message, &Reply::U64(1)),

@@ -5,6 +5,20 @@
 //! one outcome: done, a reply, a refusal, or the end of the connection. Whatever a front-end does
 //! ends its own connection at worst; then the device is reset and the next one is waited for.
 //!
+//! ```no_run
+//! use vvu::session::Session;
+//! use vvu::transport::{tracer::Tracer, unix::UnixTransport};
+//!
+//! # fn serve(device: Box<dyn vvu::virtio::VirtioDevice>) -> Result<(), Box<dyn std::error::Error>> {
+//! let socket = UnixTransport::listen("/run/net0.sock".as_ref())?;
+//! let traced = Tracer::new(Box::new(socket), std::io::stderr());
+//! let session = Session::spawn(Box::new(traced), device)?;
+//! println!("{:?}", session.status().report());
+//! session.stop();
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! This room does not know how messages travel or what the device does with its rings.
 //!
 //! | file | what |

@@ -62,13 +62,13 @@ impl Connection {
     /// stop, and start again if a later memory has them. The old memory is let go last.
     fn replace_memory(&mut self, regions: Vec<Region>) -> Handled {
         let memory = Arc::new(MemTable::new(regions)?);
-        let (rings, lost) = self.replace_rings(&memory);
-        for (index, reason) in lost {
+        let rings = self.relocate(&memory);
+        for (index, reason) in rings.lost {
             tracing::warn!(ring = index, %reason, "ring stops: its memory is gone");
             self.status.error(reason.to_string());
             self.stop_ring(index)?;
         }
-        self.device.set_memory(Arc::clone(&memory), rings)?;
+        self.device.set_memory(Arc::clone(&memory), rings.placed)?;
         tracing::info!(
             regions = memory.regions().len(),
             bytes = memory.len(),

@@ -5,9 +5,18 @@ use std::os::fd::OwnedFd;
 use super::SessionError;
 use super::connection::{Connection, Handled, Outcome};
 use super::ring::Ring;
+use crate::memory::MemTable;
 use crate::notify::{Call, Kick};
 use crate::protocol::{Features, Reply, VringAddr, VringFd, VringState};
 use crate::virtio::{RingAreas, RingChange, Vring};
+
+/// What a new memory means for the running rings.
+pub(super) struct Relocated {
+    /// Rings that are in it, and where.
+    pub(super) placed: Vec<(u16, RingAreas)>,
+    /// Rings that are not, and why.
+    pub(super) lost: Vec<(u16, SessionError)>,
+}
 
 impl Connection {
     fn ring(&mut self, index: impl Into<u32>) -> Result<&mut Ring, SessionError> {
@@ -28,8 +37,8 @@ impl Connection {
                 index: ring.index,
             });
         }
-        ring.size = size;
-        self.start_if_complete(state.index)
+        let old = std::mem::replace(&mut ring.size, size);
+        self.start_or_undo(state.index, |ring| ring.size = old)
     }
 
     /// Front-ends repeat the addresses of a running ring to switch the log flag; nothing else may
@@ -48,8 +57,8 @@ impl Connection {
                 });
             }
         }
-        ring.addr = Some(addr);
-        self.start_if_complete(addr.index)
+        let old = ring.addr.replace(addr);
+        self.start_or_undo(addr.index, |ring| ring.addr = old)
     }
 
     pub(super) fn set_vring_base(&mut self, state: VringState) -> Handled {
@@ -60,9 +69,9 @@ impl Connection {
                 index: ring.index,
             });
         }
-        ring.base = state.num;
-        ring.base_given = true;
-        self.start_if_complete(state.index)
+        let old = (ring.base, ring.base_given);
+        (ring.base, ring.base_given) = (state.num, true);
+        self.start_or_undo(state.index, |ring| (ring.base, ring.base_given) = old)
     }
 
     /// Stops the ring and forgets its kick and call, which the front-end sends again before it
@@ -133,9 +142,11 @@ impl Connection {
                 });
             }
         };
+        let old = self.ring(state.index)?.enabled;
         self.enable_ring(state.index, enabled)?;
-        if enabled {
-            self.start_waiting(state.index)?;
+        if enabled && let Err(error) = self.start_waiting(state.index) {
+            self.ring(state.index)?.enabled = old;
+            return Err(error);
         }
         Ok(Outcome::Done)
     }
@@ -159,10 +170,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Starts a ring whose kick came first, now that all the rest has come, too.
-    fn start_if_complete(&mut self, index: u32) -> Handled {
-        if self.ring(index)?.is_complete() {
-            self.start_waiting(index)?;
+    /// Starts a ring whose kick came first, if all the rest has come now, too. If it does not
+    /// start, what came last is what is wrong with it, and is forgotten.
+    fn start_or_undo(&mut self, index: u32, undo: impl FnOnce(&mut Ring)) -> Handled {
+        if self.ring(index)?.is_complete()
+            && let Err(error) = self.start_waiting(index)
+        {
+            undo(self.ring(index)?);
+            return Err(error);
         }
         Ok(Outcome::Done)
     }
@@ -249,13 +264,8 @@ impl Connection {
         }
     }
 
-    /// Where the running rings are in a new memory: those that are in it, with their places, and
-    /// those that are not, with the reason.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn replace_rings(
-        &self,
-        memory: &crate::memory::MemTable,
-    ) -> (Vec<(u16, RingAreas)>, Vec<(u16, SessionError)>) {
+    /// Where the running rings are in a new memory.
+    pub(super) fn relocate(&self, memory: &MemTable) -> Relocated {
         let (mut placed, mut lost) = (Vec::new(), Vec::new());
         for ring in self.state.rings.iter().filter(|ring| ring.running) {
             match ring.place(self.state.features, memory) {
@@ -264,6 +274,6 @@ impl Connection {
                 Err(error) => lost.push((ring.index, error)),
             }
         }
-        (placed, lost)
+        Relocated { placed, lost }
     }
 }

@@ -121,12 +121,12 @@ pub fn run(
     tracing::info!("waiting for a front-end");
     let mut connected = false;
     while !stop.is_raised() {
+        if connected && connection.memory_is_lost() {
+            fail(&mut connection, &SessionError::MemoryLost);
+            connected = false;
+        }
         match connection.transport.next() {
             Some(event) => connected = on_event(&mut connection, event, connected),
-            None if connected && connection.memory_is_lost() => {
-                fail(&mut connection, &SessionError::MemoryLost);
-                connected = false;
-            }
             None => wait(&connection, stop, connected),
         }
     }

@@ -246,4 +246,5 @@ fn map_error(error: DeviceError) -> TransportError {
 }
 
 #[cfg(test)]
-mod tests {}
+#[path = "vvu_tests.rs"]
+mod tests;

@@ -320,10 +320,7 @@ impl Virtqueue {
         self.put(usize::from(id) * DESCRIPTOR_LEN, &descriptor);
 
         let slot = usize::from(self.offered % self.size);
-        self.put(
-            self.layout.avail + RING_HEAD + 2 * slot,
-            &id.to_le_bytes(),
-        );
+        self.put(self.layout.avail + RING_HEAD + 2 * slot, &id.to_le_bytes());
         if let Some(held) = self.held.get_mut(usize::from(id)) {
             *held = true;
         }

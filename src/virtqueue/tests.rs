@@ -41,7 +41,9 @@ impl Device {
 
 fn queue(direction: Direction) -> (Virtqueue, Device) {
     let memory = DmaMemory {
-        bytes: Mapping::anonymous(Virtqueue::bytes(SIZE, LEN)).unwrap().into(),
+        bytes: Mapping::anonymous(Virtqueue::bytes(SIZE, LEN))
+            .unwrap()
+            .into(),
         iova: 0x7000_0000,
     };
     let queue = Virtqueue::new(&memory, 0, SIZE, LEN, direction).unwrap();

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vm_memory::Bytes;
 
 use super::bench::{Bench, alone, memory, until};
 use super::fake::{FakeDevice, VERSION_1};
@@ -213,6 +214,24 @@ fn memory_larger_than_the_machine() {
         (bad.size, bad.mmap_offset) = (size, offset);
         script.refused(&Request::SetMemTable(vec![bad]), &[file.as_fd()]);
     }
+}
+
+#[test]
+fn memory_that_is_taken_away_ends_the_connection_and_nothing_else() {
+    let bench = Bench::new(2);
+    let mut script = Script::negotiated(&bench, 0);
+    let file = memory(LEN);
+    script.set_memory(&file);
+    script.start(0);
+    let ring = bench.device.seen().rings[&0].areas.clone();
+    rustix::io::pwrite(&file, &[7], 0x1000).unwrap();
+    assert_eq!(ring.driver.slice().read_obj::<u8>(0).unwrap(), 7);
+    ftruncate(&file, 0).unwrap();
+    assert_eq!(ring.driver.slice().read_obj::<u8>(0).unwrap(), 0);
+    script.is_closed();
+    bench.until("idle", |status| !status.connected);
+    assert!(bench.report().last_error.unwrap().contains("went away"));
+    Script::negotiated(&bench, 0).set_memory(&memory(LEN));
 }
 
 /// The messages of a whole set-up, each with its descriptors.

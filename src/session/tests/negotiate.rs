@@ -3,10 +3,11 @@
 use std::os::fd::AsFd;
 
 use super::bench::{Bench, memory};
-use super::fake::{MTU, VERSION_1};
+use super::fake::{FakeDevice, MTU, VERSION_1};
 use super::script::{ALL, BIT30, LEN, Script, addr, call, eventfd, polled, region, state};
 use crate::notify::Call;
-use crate::protocol::{ConfigSpace, Message, Reply, Request};
+use crate::protocol::tests::vectors;
+use crate::protocol::{ConfigSpace, Gate, Message, Reply, Request, info};
 
 const FEATURES_OK: u64 = 8;
 
@@ -251,6 +252,26 @@ fn unknown_requests_are_refused_or_end_the_connection() {
     script.is_closed();
     bench.until("counted", |status| status.violations == 1);
     assert_eq!(bench.report().connections, 2);
+}
+
+#[test]
+fn every_request_that_can_be_negotiated_has_a_handler() {
+    let device = FakeDevice::new(8);
+    for (number, request, _) in vectors() {
+        let bench = Bench::with(device.clone());
+        let mut script = Script::negotiated(&bench, VERSION_1);
+        let open = match info(number).unwrap().gate {
+            Gate::Open => true,
+            Gate::Offered(bit) | Gate::Acked(bit) => bit.bits() & ALL != 0,
+            Gate::Closed => false,
+        };
+        // Refused or not, by the transport or the device, but never for want of a handler.
+        script.raw(&request.to_message(true).to_bytes(), &[]);
+        let _ = script.message();
+        let error = bench.report().last_error.unwrap_or_default();
+        assert!(!error.contains("is unknown"), "{request:?}");
+        assert_eq!(!error.contains("was not negotiated"), open, "{request:?}");
+    }
 }
 
 #[test]

@@ -58,6 +58,26 @@ fn the_kick_may_come_first() {
 }
 
 #[test]
+fn what_keeps_a_ring_from_starting_is_forgotten() {
+    let (bench, mut script) = bench();
+    script.set_memory(&memory(LEN));
+    script.ok(&polled(0), &[]);
+    script.ok(&Request::SetVringBase(state(0, 0)), &[]);
+    script.ok(&Request::SetVringNum(state(0, 256)), &[]);
+    let nowhere = VringAddr {
+        desc: USER + LEN,
+        ..addr(0)
+    };
+    script.refused(&Request::SetVringAddr(nowhere), &[]);
+    script.ok(&Request::SetVringEnable(state(0, 1)), &[]);
+    assert!(!bench.runs(0));
+    bench.device.seen().fail = Some("start_ring");
+    script.refused(&Request::SetVringAddr(addr(0)), &[]);
+    script.ok(&Request::SetVringAddr(addr(0)), &[]);
+    assert!(bench.runs(0));
+}
+
+#[test]
 fn enabling_starts_a_ring_that_has_all_but_a_base() {
     let (bench, mut script) = bench();
     script.set_memory(&memory(LEN));

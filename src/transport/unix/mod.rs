@@ -4,8 +4,8 @@
 //! front-ends, [`UnixTransport::connect`] goes and finds one. Either way one front-end is served
 //! at a time, and when it is gone the next one is waited for.
 //!
-//! Three parts: [`Endpoint`] gets connected sockets, [`Wire`] makes messages of a stream's bytes,
-//! and `attached` makes memory, kicks and calls of file descriptors. None of them knows what a
+//! Three parts: `endpoint` gets connected sockets, `wire` makes messages of a stream's bytes, and
+//! `attached` makes memory, kicks and calls of file descriptors. None of them knows what a
 //! message means.
 
 mod attached;

@@ -1,0 +1,206 @@
+#![allow(clippy::unwrap_used)]
+use std::time::Duration;
+
+use super::*;
+use crate::device::Options;
+use crate::device::fake::{Fake, Shape};
+
+fn transport(shape: Shape) -> (Fake, VvuTransport) {
+    let (fake, function) = Fake::new(shape);
+    let options = Options {
+        timeout: Duration::from_millis(50),
+        ..Options::default()
+    };
+    let device = Device::open(function, options).unwrap();
+    (fake, VvuTransport::new(device))
+}
+
+fn connected() -> (Fake, VvuTransport) {
+    let (fake, mut transport) = transport(Shape::ours());
+    fake.connect();
+    assert!(matches!(transport.next(), Some(Event::Connected)));
+    (fake, transport)
+}
+
+fn raw(request: u32, flags: u32, size: u32, payload: &[u8]) -> Vec<u8> {
+    let words = [request, flags, size].map(u32::to_le_bytes);
+    [words.as_flattened(), payload].concat()
+}
+
+#[test]
+fn messages_are_cut_from_their_buffers() {
+    let (fake, mut transport) = connected();
+    assert_eq!(transport.name(), "vvu:fake");
+    // What follows the message in its buffer means nothing.
+    fake.push(&raw(5, 0x9, 3, &[1, 2, 3, 4, 5]));
+    let Some(Event::Message(incoming)) = transport.next() else {
+        panic!("no message");
+    };
+    let message = Message {
+        request: 5,
+        flags: 0x9,
+        payload: vec![1, 2, 3],
+    };
+    assert_eq!(incoming.message, message);
+    assert!(incoming.attached.is_empty());
+    transport.send(&message).unwrap();
+    assert_eq!(fake.sent(), [raw(5, 0x9, 3, &[1, 2, 3])]);
+    assert!(transport.next().is_none());
+    assert_eq!(fake.violations(), [""; 0]);
+}
+
+#[test]
+fn what_is_no_message_ends_the_connection() {
+    for bytes in [
+        raw(1, 1, 0, &[])[..11].to_vec(),
+        raw(1, 1, 4, &[1, 2, 3]),
+        raw(1, 1, u32::MAX, &[]),
+        raw(1, 2, 0, &[]),
+        raw(1, 0, 0, &[]),
+    ] {
+        let (fake, mut transport) = connected();
+        fake.push(&bytes);
+        let gone = transport.next();
+        assert!(
+            matches!(gone, Some(Event::Disconnected(Gone::Violation(_)))),
+            "{gone:?}"
+        );
+        assert!(!fake.is_connected());
+        // And the next one is let in.
+        assert!(transport.next().is_none());
+        fake.connect();
+        assert!(matches!(transport.next(), Some(Event::Connected)));
+    }
+}
+
+#[test]
+fn a_front_end_that_does_not_read_is_dropped() {
+    let (fake, mut transport) = connected();
+    let message = Message {
+        request: 1,
+        flags: 5,
+        payload: vec![0; 8],
+    };
+    fake.fault(|faults| faults.hold_tx = true);
+    let error = loop {
+        if let Err(error) = transport.send(&message) {
+            break error;
+        }
+    };
+    assert!(matches!(error, TransportError::Send(_)), "{error}");
+    assert!(matches!(
+        transport.send(&message),
+        Err(TransportError::NotConnected)
+    ));
+    assert!(matches!(
+        transport.next(),
+        Some(Event::Disconnected(Gone::Failed(_)))
+    ));
+    assert!(!fake.is_connected());
+}
+
+#[test]
+fn resources_come_without_descriptors() {
+    let (fake, mut transport) = connected();
+    let fd = || vec![rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap()];
+    assert_eq!(transport.max_rings(), 256);
+    assert!(matches!(
+        transport.kick(0, false, fd()),
+        Err(TransportError::Attached { found: 1, .. })
+    ));
+    assert!(transport.call(0, false, fd()).is_err());
+    assert!(transport.err(0, false, fd()).is_err());
+    assert!(transport.map_memory(&[], fd(), true).is_err());
+    for result in [
+        transport.kick(256, false, vec![]).map(|_| ()),
+        transport.call(256, true, vec![]).map(|_| ()),
+        transport.err(u16::MAX, false, vec![]).map(|_| ()),
+    ] {
+        assert!(matches!(
+            result,
+            Err(TransportError::NoSuchRing { limit: 256, .. })
+        ));
+    }
+
+    let kick = transport.kick(3, false, vec![]).unwrap();
+    fake.kick(3);
+    assert!(matches!(kick, Kick::Event(_)));
+    assert!(matches!(transport.kick(3, true, vec![]), Ok(Kick::Polled)));
+    // Ring 100 is beyond the rings with a vector.
+    assert!(matches!(
+        transport.kick(100, false, vec![]),
+        Ok(Kick::Polled)
+    ));
+    transport.call(3, false, vec![]).unwrap().ring();
+    transport.call(4, true, vec![]).unwrap().ring();
+    transport.err(5, false, vec![]).unwrap().ring();
+    assert_eq!(fake.rung(), [3, 261]);
+}
+
+#[test]
+fn memory_is_a_window_and_has_an_end() {
+    let (_fake, mut transport) = connected();
+    let region = |size, mmap_offset| RegionRequest {
+        guest_addr: 0x1000,
+        size,
+        user_addr: 0x7f00_0000_0000,
+        mmap_offset,
+    };
+    let regions = transport
+        .map_memory(&[region(0x3000, 0x20_0000)], vec![], true)
+        .unwrap();
+    assert_eq!(regions.len(), 1);
+    assert_eq!(regions[0].bytes.len(), 0x3000);
+    assert_eq!(
+        (regions[0].guest_addr, regions[0].user_addr),
+        (0x1000, 0x7f00_0000_0000)
+    );
+    let error = transport.map_memory(&[region(2 << 30, 4096)], vec![], true);
+    assert!(matches!(
+        error,
+        Err(TransportError::Window {
+            start: 4096,
+            window: 0x4000_0000,
+            ..
+        })
+    ));
+    assert!(
+        transport
+            .map_memory(&[region(u64::MAX, 4096)], vec![], true)
+            .is_err()
+    );
+}
+
+#[test]
+fn features_that_need_descriptors_are_never_offered() {
+    let (_fake, transport) = connected();
+    let offered = transport.protocol_features();
+    for bit in [1, 5, 8, 10, 11, 12, 14, 15, 17, 18, 19, 22] {
+        assert_eq!(offered >> bit & 1, 0, "bit {bit}");
+    }
+    for bit in [0, 2, 3, 4, 9, 13, 16] {
+        assert_eq!(offered >> bit & 1, 1, "bit {bit}");
+    }
+    assert_eq!(offered >> 24, 0);
+}
+
+#[test]
+fn ended_by_us_and_left_quiet() {
+    let (fake, mut transport) = connected();
+    transport.disconnect();
+    assert!(!fake.is_connected());
+    assert!(transport.next().is_none());
+    fake.connect();
+    assert!(matches!(transport.next(), Some(Event::Connected)));
+    transport.shutdown();
+    assert!(fake.state().2);
+    assert!(transport.next().is_none());
+    assert!(matches!(
+        transport.send(&Message {
+            request: 1,
+            flags: 1,
+            payload: vec![]
+        }),
+        Err(TransportError::NotConnected)
+    ));
+}
