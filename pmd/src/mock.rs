@@ -13,10 +13,11 @@ mod queue;
 pub use net::{Layout, MockNet};
 pub use queue::{Buffer, MockQueue};
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use vvu::memory::{Area, Mapping, MemTable, Region, VolatileSlice};
 use vvu::notify::{Call, Kick};
 #[allow(unused_imports)] // Named by the documentation.
@@ -29,42 +30,37 @@ const USER: u64 = 0x7f00_0000_0000;
 #[derive(Debug, Clone)]
 pub struct MockGuest {
     table: Arc<MemTable>,
+    files: Arc<[OwnedFd]>,
     next: u64,
 }
 
 impl MockGuest {
     /// Memory of regions of these lengths, from guest address `start` on without gaps.
     pub fn new(start: u64, regions: &[usize]) -> Self {
-        let mut at = start;
-        let regions = regions.iter().map(|&len| {
-            let region = Region {
-                guest_addr: at,
-                user_addr: at + USER,
-                bytes: Mapping::anonymous(len).unwrap().into(),
-            };
-            at += len as u64;
-            region
-        });
+        let file = |&len: &usize| {
+            let file = memfd_create("mock-guest", MemfdFlags::CLOEXEC).unwrap();
+            ftruncate(&file, len as u64).unwrap();
+            file
+        };
+        let files: Arc<[OwnedFd]> = regions.iter().map(file).collect();
         Self {
-            table: Arc::new(MemTable::new(regions.collect()).unwrap()),
+            table: map(start, &files),
+            files,
             next: start,
         }
     }
 
-    /// The same memory at other places in this process: a copy of all bytes.
+    /// The same memory, mapped at other places in this process.
     pub fn moved(&self) -> Self {
-        let regions = self.table.regions().iter().map(|region| {
-            let mapping = Mapping::anonymous(region.bytes.len()).unwrap();
-            region.bytes.slice().copy_to_volatile_slice(mapping.slice());
-            Region {
-                bytes: mapping.into(),
-                ..region.clone()
-            }
-        });
         Self {
-            table: Arc::new(MemTable::new(regions.collect()).unwrap()),
-            next: self.next,
+            table: map(self.table.regions()[0].guest_addr, &self.files),
+            ..self.clone()
         }
+    }
+
+    /// The files behind the regions, in order.
+    pub fn files(&self) -> &[OwnedFd] {
+        &self.files
     }
 
     /// What the back-end is told.
@@ -120,6 +116,21 @@ impl MockGuest {
             done += part.len();
         }
     }
+}
+
+/// Maps `files` one after the other from guest address `at` on.
+fn map(mut at: u64, files: &[OwnedFd]) -> Arc<MemTable> {
+    let regions = files.iter().map(|file| {
+        let len = fstat(file).unwrap().st_size as u64;
+        let region = Region {
+            guest_addr: at,
+            user_addr: at + USER,
+            bytes: Mapping::of_file(file.as_fd(), 0, len).unwrap().into(),
+        };
+        at += len;
+        region
+    });
+    Arc::new(MemTable::new(regions.collect()).unwrap())
 }
 
 /// An eventfd, non-blocking.

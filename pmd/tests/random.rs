@@ -92,7 +92,11 @@ fn receive(side: &mut Side) {
         loop {
             let sent = side.expected.pop_front().expect("something that was sent");
             if number(&sent) == number(&got) {
-                assert_eq!(sent, got);
+                let (sent_len, got_len) = (sent.len(), got.len());
+                assert!(
+                    sent == got,
+                    "{sent_len} bytes sent, {got_len} other bytes received"
+                );
                 break;
             }
         }

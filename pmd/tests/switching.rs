@@ -368,6 +368,9 @@ fn impossible_ports_and_workers() {
     let mut mtu = [0; 2];
     device.read_config(10, &mut mtu).unwrap();
     assert_eq!(u16::from_le_bytes(mtu), 9000);
+    device.reset();
+    device.read_config(10, &mut mtu).unwrap();
+    assert_eq!(u16::from_le_bytes(mtu), 1500, "as configured");
     assert!(device.read_config(11, &mut mtu).is_err());
     assert!(device.read_config(u32::MAX, &mut mtu).is_err());
     assert!(device.write_config(0, &[0]).is_err());

@@ -25,6 +25,8 @@ struct Running {
 #[derive(Debug)]
 pub struct NetDevice {
     config: NetConfig,
+    /// The MTU as the front-end sees it: the configured one unless it said otherwise.
+    mtu: u16,
     port: u16,
     worker: Arc<Worker<Switch>>,
     fdb: Arc<Fdb>,
@@ -57,6 +59,7 @@ impl NetDevice {
         fdb: Arc<Fdb>,
     ) -> Self {
         Self {
+            mtu: config.mtu,
             config,
             port,
             worker,
@@ -112,7 +115,7 @@ impl VirtioDevice for NetDevice {
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
-        let space = self.config.space();
+        let space = self.config.space(self.mtu);
         let start = offset as usize;
         let bytes = start
             .checked_add(data.len())
@@ -235,6 +238,7 @@ impl VirtioDevice for NetDevice {
 
     fn reset(&mut self) {
         self.running.clear();
+        self.mtu = self.config.mtu;
         let port = self.port;
         let old = self.worker.call(move |switch| match switch.port(port)? {
             (RxPort::Vhost(rx), TxPort::Vhost(tx)) => {
@@ -252,7 +256,7 @@ impl VirtioDevice for NetDevice {
         if !(NetConfig::MIN_MTU..=NetConfig::MAX_MTU).contains(&mtu) {
             return Err(DeviceError::Unsupported("an MTU outside 68 to 9216"));
         }
-        self.config.mtu = mtu;
+        self.mtu = mtu;
         Ok(())
     }
 

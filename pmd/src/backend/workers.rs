@@ -31,7 +31,7 @@ impl Default for Config {
         Self {
             ageing: 300,
             queue: 1024,
-            mbufs: 4096,
+            mbufs: 2048,
         }
     }
 }

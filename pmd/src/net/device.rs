@@ -49,13 +49,14 @@ impl NetConfig {
         own | vring::feature::OFFERED
     }
 
-    /// The configuration space (5.1.4): mac, status, max_virtqueue_pairs, mtu.
-    pub fn space(&self) -> [u8; 12] {
+    /// The configuration space (5.1.4): mac, status, max_virtqueue_pairs, and `mtu`,
+    /// which may change while the device lives.
+    pub fn space(&self, mtu: u16) -> [u8; 12] {
         let mut space = [0; 12];
         space[..6].copy_from_slice(&self.mac);
         space[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
         space[8..10].copy_from_slice(&self.pairs.to_le_bytes());
-        space[10..].copy_from_slice(&self.mtu.to_le_bytes());
+        space[10..].copy_from_slice(&mtu.to_le_bytes());
         space
     }
 
@@ -91,7 +92,7 @@ mod tests {
             mtu: 0x0506,
             pairs: 0x0102,
         };
-        assert_eq!(config.space(), [2, 3, 4, 5, 6, 7, 1, 0, 2, 1, 6, 5]);
+        assert_eq!(config.space(0x0506), [2, 3, 4, 5, 6, 7, 1, 0, 2, 1, 6, 5]);
         assert!(config.features() & feature::MQ != 0);
         assert!(NetConfig { pairs: 1, ..config }.features() & feature::MQ == 0);
     }

@@ -24,7 +24,7 @@ struct Entry {
     seen: AtomicU32,
 }
 
-/// The table. See the [module](self).
+/// The table.
 #[derive(Debug)]
 pub struct Fdb {
     buckets: Box<[[Entry; WAYS]]>,

@@ -99,7 +99,7 @@ impl Default for Outgoing {
     }
 }
 
-/// One worker's part of a switch. See the [module](self).
+/// One worker's part of a switch.
 #[derive(Debug)]
 pub struct Switch {
     rx: Vec<Incoming>,

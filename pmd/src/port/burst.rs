@@ -247,13 +247,6 @@ impl<'b> Burst<'b> {
         self.heads.is_empty()
     }
 
-    /// The head that `pick` means, as it shall be delivered.
-    #[inline]
-    pub fn pick(&self, pick: Pick) -> Option<Head> {
-        let head = self.heads.get(usize::from(pick.frame))?;
-        Some(if pick.swap { head.swapped() } else { *head })
-    }
-
     /// What follows the copied bytes of `head`, piece by piece.
     #[inline]
     pub fn body(&self, head: &Head) -> Body<'b> {

@@ -205,16 +205,21 @@ fn send(vhost: &mut Vhost, burst: &Burst<'_>, picks: &[Pick], sent: &mut Sent) {
     let Vhost { ring, kind, .. } = vhost;
     ring.take_burst(picks.len());
     for pick in picks {
-        let Some(head) = burst.pick(*pick) else {
+        let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
             continue;
         };
+        let swapped;
+        if pick.swap {
+            swapped = head.swapped();
+            head = &swapped;
+        }
         let len = kind.header + head.frame_len();
         match room_for(ring, *kind, len) {
             Room::Chains(chains) => {
                 let mut writer = Writer::new(ring, chains);
                 writer.bytes(&header(chains)[..kind.header]);
                 writer.bytes(head.bytes());
-                for piece in burst.body(&head) {
+                for piece in burst.body(head) {
                     writer.copy(piece);
                 }
                 give_back(ring, chains, len);

@@ -2,7 +2,7 @@
 use std::os::fd::OwnedFd;
 
 use super::*;
-use crate::mock::{Buffer, MockGuest, MockQueue, signals};
+use crate::mock::{Buffer, MockGuest, MockQueue, Random, signals};
 
 const START: u64 = 0x1_0000;
 const REGION: usize = 0x10_0000;
@@ -506,5 +506,59 @@ fn reasons_are_numbered_in_order() {
     assert_eq!(errors.len(), RingError::REASONS.len());
     for (number, error) in errors.iter().enumerate() {
         assert_eq!(error.reason(), number);
+    }
+}
+
+#[test]
+fn garbage_is_judged_and_nothing_else() {
+    let random = &mut Random::new(7);
+    let mut outcomes = [0; RingError::REASONS.len() + 1];
+    for _ in 0..3000 {
+        let mut b = bench(16, ALL, random.number() as u16);
+        let table = START + 0x9000;
+        for n in 0..24 {
+            // Half of the numbers are nearly right, or all would fail at the first look.
+            let addr = match random.range(0, 3) {
+                0 => random.number(),
+                1 => table,
+                _ => START + random.range(0, 2 * REGION + 9) as u64,
+            };
+            let len = match random.range(0, 5) {
+                0 => random.number() as u32,
+                1 => 0,
+                2 => 16 * random.range(0, 8) as u32,
+                _ => random.range(0, 3000) as u32,
+            };
+            let flags = random.number() as u16 & if random.range(0, 9) == 0 { 0xffff } else { 7 };
+            let next = random.range(0, 17) as u16;
+            if n < 16 {
+                b.driver.write_desc(n, addr, len, flags, next);
+            } else {
+                let rest = u128::from(len) << 64 | u128::from(flags) << 96;
+                let word = u128::from(addr) | rest | u128::from(next % 8) << 112;
+                let at = table + 16 * u64::from(n - 16);
+                b.guest.write(at, &word.to_le_bytes());
+            }
+        }
+        for _ in 0..random.range(0, 16) {
+            b.driver.push_head(random.range(0, 16) as u16);
+        }
+        b.driver.publish();
+        let taken = b.ring.take_burst(16);
+        for place in 0..taken {
+            let chain = b.ring.chains()[place];
+            let sum = |segments: Segments<'_>| segments.map(|s| s.len() as u64).sum::<u64>();
+            assert_eq!(sum(b.ring.readable(&chain)), u64::from(chain.read_len()));
+            assert_eq!(sum(b.ring.writable(&chain)), u64::from(chain.write_len()));
+        }
+        for _ in 0..taken {
+            b.ring.give_back(random.number() as u32);
+        }
+        b.ring.finish();
+        outcomes[b.ring.failed().map_or(0, |error| error.reason() + 1)] += 1;
+    }
+    // The test is worth something only if it gets everywhere (but for jumps and huge sums).
+    for (number, count) in outcomes.iter().enumerate() {
+        assert!(*count > 0 || matches!(number, 1 | 7), "{outcomes:?}");
     }
 }

@@ -6,6 +6,8 @@
 //! with a deadline. So the state needs no lock, and when a call returns, what it changed is in
 //! force. This room does not know what is polled: see [`Poller`].
 
+#[cfg(test)]
+mod tests;
 mod thread;
 
 use std::sync::atomic::{AtomicBool, Ordering};
