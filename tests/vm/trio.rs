@@ -63,14 +63,7 @@ impl Trio {
 
     /// Waits until the neighbours are up and can talk in both directions.
     pub fn settle(&self) -> Result<()> {
-        self.a.ready()?;
-        self.b.ready()?;
-        ensure!(
-            traffic::answers_within(&self.a, &self.b, SETTLE)?,
-            "b does not answer a; vvu says: {}",
-            self.vvu.printed()
-        );
-        Ok(())
+        await_talk(&self.a, &self.b).with_context(|| format!("vvu says: {}", self.vvu.printed()))
     }
 }
 
@@ -99,9 +92,9 @@ pub fn start_vvu_with(appliance: &Guest, ports: &[String]) -> Result<Job> {
 
 /// A `vvu` on the host that switches between two neighbours over AF_UNIX.
 pub struct HostTrio {
-    /// First neighbour; `vvu` listens for it.
+    /// First neighbour; `vvu` connects to it.
     pub a: Guest,
-    /// Second neighbour; `vvu` connects to it.
+    /// Second neighbour; `vvu` listens for it.
     pub b: Guest,
     /// `vvu net` on the host.
     pub vvu: Process,
@@ -114,13 +107,13 @@ impl HostTrio {
     /// Boots both neighbours and waits until they can talk.
     pub fn boot(lab: Lab) -> Result<HostTrio> {
         let (to_a, to_b) = (lab.socket("a"), lab.socket("b"));
-        let b = lab.neighbour("b").unix_listening(&to_b).mtu(9000).boot()?;
+        let a = lab.neighbour("a").unix_listening(&to_a).mtu(9000).boot()?;
         let ports = [
-            format!("unix:{}", to_a.display()),
-            format!("unix:{},client", to_b.display()),
+            format!("unix:{},client", to_a.display()),
+            format!("unix:{}", to_b.display()),
         ];
         let vvu = lab.vvu(&ports)?;
-        let a = lab.neighbour("a").unix(&to_a).mtu(9000).boot()?;
+        let b = lab.neighbour("b").unix(&to_b).mtu(9000).boot()?;
         let trio = HostTrio {
             a,
             b,
@@ -128,14 +121,7 @@ impl HostTrio {
             ports,
             lab,
         };
-        trio.a.ready()?;
-        trio.b.ready()?;
-        let talking = traffic::answers_within(&trio.a, &trio.b, SETTLE)?;
-        ensure!(
-            talking,
-            "b does not answer a; vvu says: {}",
-            trio.vvu.output()
-        );
+        await_talk(&trio.a, &trio.b).with_context(|| format!("vvu says: {}", trio.vvu.output()))?;
         Ok(trio)
     }
 
@@ -145,4 +131,14 @@ impl HostTrio {
         self.vvu = self.lab.vvu(&self.ports)?;
         Ok(())
     }
+}
+
+fn await_talk(a: &Guest, b: &Guest) -> Result<()> {
+    a.ready()?;
+    b.ready()?;
+    ensure!(
+        traffic::answers_within(a, b, SETTLE)?,
+        "b does not answer a within {SETTLE:?}"
+    );
+    Ok(())
 }
