@@ -13,6 +13,10 @@ use crate::traffic;
 /// From the start of `vvu` until neighbours that boot meanwhile can talk.
 const SETTLE: Duration = Duration::from_secs(20);
 
+/// What `vvu` says when its ports can be used, and how soon.
+const READY: &str = "ready";
+const START: Duration = Duration::from_secs(10);
+
 /// An appliance whose `vvu` switches between two neighbours.
 pub struct Trio {
     /// First neighbour.
@@ -86,7 +90,7 @@ pub fn start_vvu_with(appliance: &Guest, ports: &[String]) -> Result<Job> {
         argv.extend(["--port", port]);
     }
     let vvu = appliance.start(&argv)?;
-    vvu.pid().context("starting vvu in the appliance")?;
+    vvu.wait_for_text(READY, START)?;
     Ok(vvu)
 }
 
@@ -112,7 +116,8 @@ impl HostTrio {
             format!("unix:{},client", to_a.display()),
             format!("unix:{}", to_b.display()),
         ];
-        let vvu = lab.vvu(&ports)?;
+        let mut vvu = lab.vvu(&ports)?;
+        vvu.wait_for_text(READY, START)?;
         let b = lab.neighbour("b").unix(&to_b).mtu(9000).boot()?;
         let trio = HostTrio {
             a,
@@ -129,6 +134,7 @@ impl HostTrio {
     pub fn restart_vvu(&mut self) -> Result<()> {
         self.vvu.kill()?;
         self.vvu = self.lab.vvu(&self.ports)?;
+        self.vvu.wait_for_text(READY, START)?;
         Ok(())
     }
 }
