@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -19,6 +19,7 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    log_start: usize,
 }
 
 impl Process {
@@ -26,6 +27,7 @@ impl Process {
     pub fn start(name: &str, program: &Path, arguments: &[String], log: &Path) -> Result<Process> {
         let file = File::options().create(true).append(true).open(log);
         let file = file.with_context(|| format!("opening {}", log.display()))?;
+        let log_start = file.metadata()?.len() as usize;
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
             .arg(program)
@@ -39,6 +41,7 @@ impl Process {
             name: name.to_owned(),
             child,
             log: log.to_owned(),
+            log_start,
         })
     }
 
@@ -47,11 +50,33 @@ impl Process {
         self.child.id()
     }
 
-    /// Everything the program has printed so far.
+    /// Everything the program has printed so far. What an earlier one left in the same log is not its own.
     pub fn output(&self) -> String {
-        fs::read(&self.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        let own = bytes.get(self.log_start..).unwrap_or_default();
+        String::from_utf8_lossy(own).into_owned()
+    }
+
+    /// Waits until it has printed a text since it was started.
+    pub fn wait_for_text(&mut self, text: &str, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while !self.output().contains(text) {
+            if let Some(status) = self.ended()? {
+                bail!(
+                    "{} ended with {status}: {}",
+                    self.name,
+                    self.output().trim()
+                );
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{} has not said {text:?} within {patience:?}: {}",
+                self.name,
+                self.output()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// How it ended, if it has.

@@ -52,7 +52,7 @@ pub fn answers_within(from: &Guest, to: &Guest, patience: Duration) -> Result<bo
 pub struct Transfer {
     sender: Job,
     receiver: Job,
-    expected: u64,
+    seed: u64,
     bytes: u64,
     verify: bool,
 }
@@ -78,15 +78,10 @@ impl Transfer {
             seed,
             verify,
         })?;
-        let expected = if verify {
-            expected_checksum(seed, bytes)
-        } else {
-            0
-        };
         Ok(Transfer {
             sender,
             receiver,
-            expected,
+            seed,
             bytes,
             verify,
         })
@@ -108,11 +103,12 @@ impl Transfer {
             self.bytes
         );
         if self.verify {
+            let expected = expected_checksum(self.seed, self.bytes);
             ensure!(
-                sent.checksum == self.expected,
+                sent.checksum == expected,
                 "the sender sent {:#x}, not {:#x}",
                 sent.checksum,
-                self.expected
+                expected
             );
             ensure!(
                 received.checksum == sent.checksum,

@@ -13,6 +13,10 @@ use crate::traffic;
 /// From the start of `vvu` until neighbours that boot meanwhile can talk.
 const SETTLE: Duration = Duration::from_secs(20);
 
+/// What `vvu` says when its ports can be used, and how soon.
+const READY: &str = "ready";
+const START: Duration = Duration::from_secs(10);
+
 /// An appliance whose `vvu` switches between two neighbours.
 pub struct Trio {
     /// First neighbour.
@@ -63,14 +67,7 @@ impl Trio {
 
     /// Waits until the neighbours are up and can talk in both directions.
     pub fn settle(&self) -> Result<()> {
-        self.a.ready()?;
-        self.b.ready()?;
-        ensure!(
-            traffic::answers_within(&self.a, &self.b, SETTLE)?,
-            "b does not answer a; vvu says: {}",
-            self.vvu.printed()
-        );
-        Ok(())
+        await_talk(&self.a, &self.b).with_context(|| format!("vvu says: {}", self.vvu.printed()))
     }
 }
 
@@ -93,15 +90,15 @@ pub fn start_vvu_with(appliance: &Guest, ports: &[String]) -> Result<Job> {
         argv.extend(["--port", port]);
     }
     let vvu = appliance.start(&argv)?;
-    vvu.pid().context("starting vvu in the appliance")?;
+    vvu.wait_for_text(READY, START)?;
     Ok(vvu)
 }
 
 /// A `vvu` on the host that switches between two neighbours over AF_UNIX.
 pub struct HostTrio {
-    /// First neighbour; `vvu` listens for it.
+    /// First neighbour; `vvu` connects to it.
     pub a: Guest,
-    /// Second neighbour; `vvu` connects to it.
+    /// Second neighbour; `vvu` listens for it.
     pub b: Guest,
     /// `vvu net` on the host.
     pub vvu: Process,
@@ -114,13 +111,14 @@ impl HostTrio {
     /// Boots both neighbours and waits until they can talk.
     pub fn boot(lab: Lab) -> Result<HostTrio> {
         let (to_a, to_b) = (lab.socket("a"), lab.socket("b"));
-        let b = lab.neighbour("b").unix_listening(&to_b).mtu(9000).boot()?;
+        let a = lab.neighbour("a").unix_listening(&to_a).mtu(9000).boot()?;
         let ports = [
-            format!("unix:{}", to_a.display()),
-            format!("unix:{},client", to_b.display()),
+            format!("unix:{},client", to_a.display()),
+            format!("unix:{}", to_b.display()),
         ];
-        let vvu = lab.vvu(&ports)?;
-        let a = lab.neighbour("a").unix(&to_a).mtu(9000).boot()?;
+        let mut vvu = lab.vvu(&ports)?;
+        vvu.wait_for_text(READY, START)?;
+        let b = lab.neighbour("b").unix(&to_b).mtu(9000).boot()?;
         let trio = HostTrio {
             a,
             b,
@@ -128,14 +126,7 @@ impl HostTrio {
             ports,
             lab,
         };
-        trio.a.ready()?;
-        trio.b.ready()?;
-        let talking = traffic::answers_within(&trio.a, &trio.b, SETTLE)?;
-        ensure!(
-            talking,
-            "b does not answer a; vvu says: {}",
-            trio.vvu.output()
-        );
+        await_talk(&trio.a, &trio.b).with_context(|| format!("vvu says: {}", trio.vvu.output()))?;
         Ok(trio)
     }
 
@@ -143,6 +134,17 @@ impl HostTrio {
     pub fn restart_vvu(&mut self) -> Result<()> {
         self.vvu.kill()?;
         self.vvu = self.lab.vvu(&self.ports)?;
+        self.vvu.wait_for_text(READY, START)?;
         Ok(())
     }
+}
+
+fn await_talk(a: &Guest, b: &Guest) -> Result<()> {
+    a.ready()?;
+    b.ready()?;
+    ensure!(
+        traffic::answers_within(a, b, SETTLE)?,
+        "b does not answer a within {SETTLE:?}"
+    );
+    Ok(())
 }

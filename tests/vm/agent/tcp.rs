@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) fn receive(port: u16, verify: bool) -> Result<TcpReport> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listening")?;
     let (mut connection, _) = listener.accept().context("accepting")?;
+    // The port is free again for the next receiver, however long this connection lasts.
+    drop(listener);
     let start = Instant::now();
     let mut checksum = Checksum::default();
     let mut bytes = 0;
