@@ -44,7 +44,10 @@ pub(crate) fn host_switch_killed(stage: &mut Stage) -> Result<()> {
     traffic::tcp(&host.a, &host.b, 16 * MIB)?;
     for port in ["a.sock", "b.sock"] {
         let time = attach_time(&host.vvu.output(), port)?;
-        ensure!(time < ATTACH, "attaching to {port} took {time:?}, more than {ATTACH:?}");
+        ensure!(
+            time < ATTACH,
+            "attaching to {port} took {time:?}, more than {ATTACH:?}"
+        );
     }
     Ok(())
 }
@@ -53,11 +56,16 @@ pub(crate) fn host_switch_killed(stage: &mut Stage) -> Result<()> {
 /// bounds our own share of it from above.
 fn attach_time(log: &str, port: &str) -> Result<Duration> {
     let time_of = |event: &str| {
-        let line = log.lines().find(|line| line.contains(port) && line.contains(event));
-        line.and_then(time_of_day).with_context(|| format!("no {event:?} of {port} in the log: {log}"))
+        let line = log
+            .lines()
+            .find(|line| line.contains(port) && line.contains(event));
+        line.and_then(time_of_day)
+            .with_context(|| format!("no {event:?} of {port} in the log: {log}"))
     };
     let (connected, started) = (time_of("front-end connected")?, time_of("ring started")?);
-    started.checked_sub(connected).context("the log's time goes backwards")
+    started
+        .checked_sub(connected)
+        .context("the log's time goes backwards")
 }
 
 /// `2026-11-20T17:52:57.343155Z ...`
@@ -66,5 +74,8 @@ fn time_of_day(line: &str) -> Option<Duration> {
     let hours: u32 = parts.next()?.parse().ok()?;
     let minutes: u32 = parts.next()?.parse().ok()?;
     let seconds: f64 = parts.next()?.parse().ok()?;
-    Some(Duration::from_secs((hours * 3600 + minutes * 60).into()) + Duration::from_secs_f64(seconds))
+    Some(
+        Duration::from_secs((hours * 3600 + minutes * 60).into())
+            + Duration::from_secs_f64(seconds),
+    )
 }
