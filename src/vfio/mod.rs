@@ -7,7 +7,6 @@
 //! its own [`VfioError`], because the kernel's answers say little. Two things are refused unless
 //! they are asked for by name, because they give the device, or whoever controls it, the whole
 //! machine: no IOMMU, and an IOMMU that does not remap interrupts.
-#![allow(unsafe_code)]
 
 mod check;
 mod dma;
