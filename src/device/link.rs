@@ -265,6 +265,9 @@ impl Device {
     }
 
     fn lose(&mut self) -> Step {
+        // The device may see it otherwise, and go on talking to a front-end that we gave up. Where
+        // the bits have dropped already, this changes nothing.
+        self.set_backend_up(false);
         self.link = Link::idle();
         Step::Report(LinkEvent::Disconnected(Loss::Closed))
     }

@@ -462,6 +462,23 @@ fn the_driver_can_end_a_connection() {
 }
 
 #[test]
+fn who_was_given_up_is_not_listened_to() {
+    // Another front-end, by the generation; an empty buffer on a device that has a status for it.
+    for give_up in [Fake::swap, |fake: &Fake| fake.push(&[])] {
+        let (fake, mut device) = open(Shape::ours());
+        fake.connect();
+        expect_connected(&mut device);
+        give_up(&fake);
+        fake.push(&message(1, &[]));
+        expect_closed(&mut device);
+        assert!(!fake.is_connected());
+        fake.connect();
+        expect_connected(&mut device);
+        assert!(next(&mut device).is_none());
+    }
+}
+
+#[test]
 fn a_device_that_was_removed_is_noticed() {
     let (fake, mut device) = open(Shape::ours());
     fake.connect();

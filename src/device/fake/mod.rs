@@ -113,6 +113,12 @@ impl Fake {
         self.lock().disconnect();
     }
 
+    /// Another front-end takes the place of the one that is there, and the device forgets to say
+    /// so in its status.
+    pub fn swap(&self) {
+        self.lock().generation += 1;
+    }
+
     /// Whether a front-end is there and was let in.
     pub fn is_connected(&self) -> bool {
         self.lock().connected

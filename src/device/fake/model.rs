@@ -64,7 +64,7 @@ pub(super) struct Model {
     link: u32,
     /// The driver said that it is there, and was not told since that a front-end went.
     armed: bool,
-    generation: u32,
+    pub(super) generation: u32,
     /// A front-end is there.
     waiting: bool,
     /// It was let in.
