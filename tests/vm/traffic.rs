@@ -1,8 +1,9 @@
 //! Traffic between guests, and what came of it.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::guest::Guest;
 use crate::job::Job;
@@ -170,11 +171,20 @@ pub fn pktgen(
         order(DEVICE, &setting)?;
     }
     order("/proc/net/pktgen/pgctrl", "start")?;
-    let result = from.read(DEVICE)?;
-    pktgen_report(&result).with_context(|| format!("pktgen says: {result}"))
+    // The order may return before a generator on a slow processor has begun.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let result = from.read(DEVICE)?;
+        if let Some(report) = pktgen_report(&result) {
+            return Ok(report);
+        }
+        ensure!(Instant::now() < deadline, "pktgen is not done: {result}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
-/// `Result: OK: 12345(c12000+d345) usec, 300000 (60byte,0frags)`
+/// `Result: OK: 12345(c12000+d345) usec, 300000 (60byte,0frags)`; until a run has ended, the result
+/// is that of the last setting.
 fn pktgen_report(text: &str) -> Option<BlastReport> {
     let result = text.split_once("Result: OK: ")?.1;
     let micros = result.split('(').next()?.parse().ok()?;
