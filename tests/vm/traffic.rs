@@ -31,17 +31,17 @@ pub fn ping(from: &Guest, to: &Guest, size: u16, count: u32) -> Result<PingRepor
 
 /// Asks again and again until the first reply, for at most `patience`.
 pub fn answers_within(from: &Guest, to: &Guest, patience: Duration) -> Result<bool> {
-    const EVERY_MS: u64 = 100;
-    let rounds = (patience.as_millis() as u64).div_ceil(EVERY_MS);
-    for _ in 0..rounds {
-        let task = Task::Ping {
-            to: to.address()?,
-            size: 56,
-            count: 1,
-            interval_ms: 0,
-            timeout_ms: EVERY_MS,
-        };
-        let report: PingReport = from.task(task, PATIENCE)?;
+    const REPLY_MS: u64 = 100;
+    let task = Task::Ping {
+        to: to.address()?,
+        size: 56,
+        count: 1,
+        interval_ms: 0,
+        timeout_ms: REPLY_MS,
+    };
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        let report: PingReport = from.task(task.clone(), PATIENCE)?;
         if report.lost() == 0 {
             return Ok(true);
         }
