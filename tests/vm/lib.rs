@@ -32,6 +32,15 @@
 //! | `process` | a child that dies with us and whose output is kept |
 //! | `image`, `cpio`, `kernel`, `binaries` | what a guest boots from |
 //! | `setup` | what the machine must have, and how to get it |
+//!
+//! | variable | what it decides |
+//! |---|---|
+//! | `VVU_QEMU` | a patched QEMU to use instead of the one that `qemu-patches/build` makes |
+//! | `VVU_BIN` | a static `vvu` to use instead of building it |
+//! | `VVU_ACCEL` | `kvm` or `tcg`, without probing |
+//! | `VVU_CACHE` | where downloads are kept, else `$XDG_CACHE_HOME/vvu` or `~/.cache/vvu` |
+//! | `VVU_TEST_KERNEL` | an unpacked kernel package (with `bin/busybox`, if you like) where there is no apt |
+//! | `CI` | if set, a case that cannot run here has failed |
 
 #![forbid(unsafe_code)]
 

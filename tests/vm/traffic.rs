@@ -1,8 +1,9 @@
 //! Traffic between guests, and what came of it.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::guest::Guest;
 use crate::job::Job;
@@ -30,17 +31,17 @@ pub fn ping(from: &Guest, to: &Guest, size: u16, count: u32) -> Result<PingRepor
 
 /// Asks again and again until the first reply, for at most `patience`.
 pub fn answers_within(from: &Guest, to: &Guest, patience: Duration) -> Result<bool> {
-    const EVERY_MS: u64 = 100;
-    let rounds = (patience.as_millis() as u64).div_ceil(EVERY_MS);
-    for _ in 0..rounds {
-        let task = Task::Ping {
-            to: to.address()?,
-            size: 56,
-            count: 1,
-            interval_ms: 0,
-            timeout_ms: EVERY_MS,
-        };
-        let report: PingReport = from.task(task, PATIENCE)?;
+    const REPLY_MS: u64 = 100;
+    let task = Task::Ping {
+        to: to.address()?,
+        size: 56,
+        count: 1,
+        interval_ms: 0,
+        timeout_ms: REPLY_MS,
+    };
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        let report: PingReport = from.task(task.clone(), PATIENCE)?;
         if report.lost() == 0 {
             return Ok(true);
         }
@@ -170,11 +171,20 @@ pub fn pktgen(
         order(DEVICE, &setting)?;
     }
     order("/proc/net/pktgen/pgctrl", "start")?;
-    let result = from.read(DEVICE)?;
-    pktgen_report(&result).with_context(|| format!("pktgen says: {result}"))
+    // The order may return before a generator on a slow processor has begun.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let result = from.read(DEVICE)?;
+        if let Some(report) = pktgen_report(&result) {
+            return Ok(report);
+        }
+        ensure!(Instant::now() < deadline, "pktgen is not done: {result}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
-/// `Result: OK: 12345(c12000+d345) usec, 300000 (60byte,0frags)`
+/// `Result: OK: 12345(c12000+d345) usec, 300000 (60byte,0frags)`; until a run has ended, the result
+/// is that of the last setting.
 fn pktgen_report(text: &str) -> Option<BlastReport> {
     let result = text.split_once("Result: OK: ")?.1;
     let micros = result.split('(').next()?.parse().ok()?;

@@ -14,6 +14,12 @@ const MIB: u64 = 1 << 20;
 /// Traffic resumes within this after `vvu` was started again.
 const RESUME: Duration = Duration::from_secs(5);
 
+/// A stream has got going after this.
+const LOAD: Duration = Duration::from_millis(300);
+
+/// Longest stream, interruptions included.
+const STREAM: Duration = Duration::from_secs(90);
+
 /// Small, as large as an ordinary frame takes, as large as a jumbo frame takes.
 pub(crate) fn pings_of_every_size(stage: &mut Stage) -> Result<()> {
     let trio = stage.trio()?;
@@ -38,8 +44,8 @@ pub(crate) fn tcp_both_ways(stage: &mut Stage) -> Result<()> {
     traffic::tcp(&trio.b, &trio.a, 64 * MIB)?;
     let there = Transfer::start(&trio.a, &trio.b, 32 * MIB)?;
     let back = Transfer::start(&trio.b, &trio.a, 32 * MIB)?;
-    there.finish(RESUME * 12)?;
-    back.finish(RESUME * 12)?;
+    there.finish(STREAM)?;
+    back.finish(STREAM)?;
     Ok(())
 }
 
@@ -100,19 +106,24 @@ pub(crate) fn idle_and_wake(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// `vvu` dies without a word and is started again; the neighbours are not touched.
+/// `vvu` dies without a word and is started again. The neighbours are not touched, and their
+/// stream goes on.
 pub(crate) fn vvu_killed(stage: &mut Stage) -> Result<()> {
     let trio = stage.trio()?;
+    let stream = Transfer::start(&trio.a, &trio.b, 96 * MIB)?;
+    thread::sleep(LOAD);
+    ensure!(stream.is_running(), "there is no load");
     trio.vvu.kill()?;
     let start = Instant::now();
     trio.restart_vvu()?;
+    let left = RESUME.saturating_sub(start.elapsed());
+    let resumed = traffic::answers_within(&trio.a, &trio.b, left)?;
     ensure!(
-        traffic::answers_within(&trio.a, &trio.b, RESUME)? && start.elapsed() < RESUME * 2,
+        resumed,
         "traffic has not resumed within {RESUME:?}; vvu says: {}",
         trio.vvu.printed()
     );
-    traffic::tcp(&trio.a, &trio.b, 16 * MIB)?;
-    Ok(())
+    stream.finish(STREAM).map(drop)
 }
 
 /// A neighbour's kernel reboots.
@@ -128,7 +139,7 @@ pub(crate) fn neighbour_reboots(stage: &mut Stage) -> Result<()> {
 pub(crate) fn neighbour_killed(stage: &mut Stage) -> Result<()> {
     let trio = stage.trio()?;
     let cut_off = Transfer::start(&trio.a, &trio.b, 4096 * MIB)?;
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(LOAD);
     ensure!(cut_off.is_running(), "there is no load");
     trio.a.kill_and_boot()?;
     trio.settle()?;
@@ -141,13 +152,13 @@ pub(crate) fn memory_added_under_load(stage: &mut Stage) -> Result<()> {
     let trio = stage.trio()?;
     let before = total_memory(&trio.a.read("/proc/meminfo")?)?;
     let there = Transfer::start(&trio.a, &trio.b, 256 * MIB)?;
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(LOAD);
     trio.a.hot_add_memory(256)?;
     ensure!(
         there.is_running(),
         "the transfer was over before the memory was there"
     );
-    there.finish(RESUME * 12)?;
+    there.finish(STREAM)?;
     let after = total_memory(&trio.a.read("/proc/meminfo")?)?;
     ensure!(
         after > before + 200 * 1024,
@@ -166,12 +177,13 @@ fn total_memory(meminfo: &str) -> Result<u64> {
     Ok(line.split_whitespace().nth(1).unwrap_or_default().parse()?)
 }
 
-/// The appliance VM is reset; the neighbours stay.
+/// The appliance VM is reset. The neighbours stay, and so does their stream.
 pub(crate) fn appliance_reset(stage: &mut Stage) -> Result<()> {
     let trio = stage.trio()?;
+    let stream = Transfer::start(&trio.a, &trio.b, 64 * MIB)?;
+    thread::sleep(LOAD);
     trio.appliance.reset()?;
     trio.restart_vvu()?;
     trio.settle()?;
-    traffic::tcp(&trio.a, &trio.b, 16 * MIB)?;
-    Ok(())
+    stream.finish(STREAM).map(drop)
 }
