@@ -33,7 +33,7 @@ impl Kernel {
     pub(crate) fn get() -> Result<Kernel> {
         let root = match std::env::var_os("VVU_TEST_KERNEL") {
             Some(directory) => directory.into(),
-            None => package(&kernel_package()?)?,
+            None => with_fresh_index(|| package(&kernel_package()?))?,
         };
         let vmlinuz = only_entry(&root.join("boot"), "vmlinuz-")?;
         let modules = only_entry(&root.join("lib/modules"), "")?;
@@ -141,7 +141,7 @@ pub(crate) fn busybox() -> Result<PathBuf> {
             return Ok(unpacked);
         }
     }
-    Ok(package("busybox-static")?.join("bin/busybox"))
+    Ok(with_fresh_index(|| package("busybox-static"))?.join("bin/busybox"))
 }
 
 /// Where downloads and builds are kept between runs.
@@ -155,6 +155,15 @@ pub(crate) fn cache() -> Result<PathBuf> {
         .join("vm");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     Ok(directory)
+}
+
+/// Tries again with a fresh package index: an old one names versions that are gone.
+fn with_fresh_index<T>(fetch: impl Fn() -> Result<T>) -> Result<T> {
+    fetch().or_else(|stale| {
+        let update = stdout_of(Command::new("apt-get").args(["update", "-qq"]));
+        update.map_err(|_| stale.context("is apt's index fresh? (apt-get update)"))?;
+        fetch()
+    })
 }
 
 fn kernel_package() -> Result<String> {
