@@ -119,6 +119,8 @@ impl Lab {
         Appliance {
             lab: self,
             functions: 1,
+            iommu: true,
+            properties: String::new(),
         }
     }
 
@@ -208,6 +210,8 @@ impl Lab {
 pub struct Appliance<'a> {
     lab: &'a Lab,
     functions: usize,
+    iommu: bool,
+    properties: String,
 }
 
 impl Appliance<'_> {
@@ -217,13 +221,27 @@ impl Appliance<'_> {
         self
     }
 
+    /// Without the IOMMU that it should have.
+    pub fn without_iommu(mut self) -> Self {
+        self.iommu = false;
+        self
+    }
+
+    /// Further properties of its functions, such as `bar-size=2M`.
+    pub fn properties(mut self, properties: &str) -> Self {
+        self.properties = format!(",{properties}");
+        self
+    }
+
     /// Starts it.
     pub fn boot(self) -> Result<Guest> {
         let name = "appliance";
         let room = &self.lab.room;
         let mut arguments = self.lab.arguments(name, self.lab.accelerator());
         arguments.option("-machine", "q35,kernel-irqchip=split");
-        arguments.option("-device", "intel-iommu,intremap=on,caching-mode=on");
+        if self.iommu {
+            arguments.option("-device", "intel-iommu,intremap=on,caching-mode=on");
+        }
         arguments.option("-m", "512M");
         arguments.option("-smp", "2");
         let functions: Vec<Function> = (0..self.functions)
@@ -244,7 +262,10 @@ impl Appliance<'_> {
             let slot = FIRST_SLOT + number;
             arguments.option(
                 "-device",
-                format!("virtio-vhost-user-pci,id=function{number},chardev=vvu{number},iommu_platform=on,addr={slot:#x}"),
+                format!(
+                    "virtio-vhost-user-pci,id=function{number},chardev=vvu{number},iommu_platform=on,addr={slot:#x}{}",
+                    self.properties
+                ),
             );
         }
         let image = room.image(Role::Appliance)?;

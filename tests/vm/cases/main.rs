@@ -6,6 +6,7 @@
 
 mod appliance;
 mod host;
+mod refusals;
 mod runner;
 
 use std::process::ExitCode;
@@ -24,6 +25,9 @@ fn main() -> ExitCode {
             appliance::memory_added_under_load,
         ),
         ("appliance_reset", appliance::appliance_reset),
+        ("refusals", refusals::refusals),
+        ("no_iommu", refusals::no_iommu),
+        ("window_too_small", refusals::window_too_small),
         ("host_switch", host::host_switch),
         ("host_switch_killed", host::host_switch_killed),
     ])

@@ -48,6 +48,13 @@ impl Stage {
         self.host.as_mut().context("the machines that just booted")
     }
 
+    /// An empty lab, for a case with machines of its own.
+    pub(crate) fn own_lab(&mut self) -> Result<Lab> {
+        self.trio = None;
+        self.host = None;
+        self.lab()
+    }
+
     fn lab(&mut self) -> Result<Lab> {
         let lab = Lab::new(self.case)?;
         self.logs = Some(lab.logs().to_owned());
