@@ -10,17 +10,12 @@ use serde_json::Value;
 
 /// The guest agent.
 pub fn agent() -> Result<PathBuf> {
-    static AGENT: OnceLock<PathBuf> = OnceLock::new();
-    once(&AGENT, || build("vvu-tests", "vvu-agent"))
+    built("vvu-agent")
 }
 
 /// The product. `VVU_BIN` may name a static program to use instead of building it.
 pub fn vvu() -> Result<PathBuf> {
-    static VVU: OnceLock<PathBuf> = OnceLock::new();
-    once(&VVU, || match env::var_os("VVU_BIN") {
-        Some(program) => Ok(program.into()),
-        None => build("vvu-apps", "vvu"),
-    })
+    env::var_os("VVU_BIN").map_or_else(|| built("vvu"), |program| Ok(program.into()))
 }
 
 /// The top of the repository.
@@ -34,26 +29,35 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
 }
 
-fn once(cell: &OnceLock<PathBuf>, make: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
-    if let Some(made) = cell.get() {
-        return Ok(made.clone());
-    }
-    let made = make()?;
-    Ok(cell.get_or_init(|| made).clone())
+/// Where cargo has put a program.
+fn built(program: &str) -> Result<PathBuf> {
+    static MESSAGES: OnceLock<Vec<Value>> = OnceLock::new();
+    let messages = match MESSAGES.get() {
+        Some(messages) => messages,
+        None => {
+            let messages = build()?;
+            MESSAGES.get_or_init(|| messages)
+        }
+    };
+    let message = messages
+        .iter()
+        .find(|message| message["target"]["name"] == program && message["executable"].is_string());
+    let path = message.and_then(|message| message["executable"].as_str());
+    Ok(path
+        .with_context(|| format!("cargo does not say where {program} is"))?
+        .into())
 }
 
-/// The workspace links statically (`.cargo/config.toml`), so what cargo builds can be `/init`.
-fn build(package: &str, program: &str) -> Result<PathBuf> {
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "-p",
-            package,
-            "--bin",
-            program,
-        ])
+/// Builds both packages at once, as `./run` does: asked for one of them, cargo would choose other
+/// features of what they share, and build that again. The workspace links statically
+/// (`.cargo/config.toml`), so the result can be `/init`.
+fn build() -> Result<Vec<Value>> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--release", "-p", "vvu-tests"]);
+    if env::var_os("VVU_BIN").is_none() {
+        cargo.args(["-p", "vvu-apps"]);
+    }
+    let output = cargo
         .arg("--message-format=json-render-diagnostics")
         .current_dir(repository())
         .stderr(Stdio::inherit())
@@ -61,18 +65,10 @@ fn build(package: &str, program: &str) -> Result<PathBuf> {
         .context("running cargo")?;
     ensure!(
         output.status.success(),
-        "cargo could not build {program} of {package}"
+        "cargo could not build the guests' programs"
     );
-    let built = output
-        .stdout
-        .split(|byte| *byte == b'\n')
-        .find_map(|line| executable(line, program));
-    built.with_context(|| format!("cargo does not say where {program} is"))
-}
-
-/// Where a program is, if this line of cargo's is about it.
-fn executable(line: &[u8], program: &str) -> Option<PathBuf> {
-    let message: Value = serde_json::from_slice(line).ok()?;
-    (message["target"]["name"] == program)
-        .then(|| message["executable"].as_str().map(PathBuf::from))?
+    let lines = output.stdout.split(|byte| *byte == b'\n');
+    Ok(lines
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect())
 }
