@@ -36,6 +36,8 @@ pub enum Drop {
     Truncated,
     /// Received: longer than any port takes.
     TooLong,
+    /// Received with a request for a checksum or for segmentation that makes no sense.
+    BadOffload,
     /// Received on a ring that is not enabled.
     Disabled,
     /// Received with a group or zero address as its source.
@@ -56,9 +58,10 @@ pub enum Drop {
 
 impl Drop {
     /// Names of all reasons, in order.
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 11] = [
         "truncated",
         "too-long",
+        "bad-offload",
         "disabled",
         "bad-source",
         "no-destination",

@@ -148,9 +148,26 @@ impl MockNet {
         self.send_parts(0, frame, &[], false)
     }
 
+    /// Sends `frame` by the first pair with a header that asks for something (VIRTIO 1.2,
+    /// 5.1.6.2). False if the ring is full.
+    pub fn send_asking(&mut self, header: &[u8; 10], frame: &[u8]) -> bool {
+        self.send_all(0, header, frame, &[], false)
+    }
+
     /// Sends `frame` by this pair, cut after its header and at `cuts` (offsets in the frame), in
     /// an indirect table or not. False if the ring is full.
     pub fn send_parts(&mut self, pair: u16, frame: &[u8], cuts: &[usize], indirect: bool) -> bool {
+        self.send_all(pair, &[0; 10], frame, cuts, indirect)
+    }
+
+    fn send_all(
+        &mut self,
+        pair: u16,
+        asking: &[u8; 10],
+        frame: &[u8],
+        cuts: &[usize],
+        indirect: bool,
+    ) -> bool {
         let header = self.header;
         let guest = &self.guest;
         let pair = &mut self.pairs[usize::from(pair)];
@@ -162,6 +179,7 @@ impl MockNet {
             return false;
         };
         guest.write(place, &vec![0; header]);
+        guest.write(place, asking);
         guest.write(place + header as u64, frame);
         let mut edges: Vec<usize> = cuts.iter().map(|cut| header + cut).collect();
         edges.push(header + frame.len());
@@ -190,8 +208,16 @@ impl MockNet {
         true
     }
 
-    /// The next frame that arrived, and by which pair. Its buffers are offered again.
+    /// The next frame that arrived, and by which pair; it must be complete. Its buffers are
+    /// offered again.
     pub fn receive(&mut self) -> Option<(u16, Vec<u8>)> {
+        let (pair, header, frame) = self.receive_asked()?;
+        assert_eq!(header, [0; 10], "nothing is left to do");
+        Some((pair, frame))
+    }
+
+    /// The same for a frame that may ask for something.
+    pub fn receive_asked(&mut self) -> Option<(u16, [u8; 10], Vec<u8>)> {
         for (number, pair) in (0..).zip(&mut self.pairs) {
             let Some((addr, len)) = pair.take() else {
                 continue;
@@ -201,7 +227,7 @@ impl MockNet {
                 12 => u16::from_le_bytes(bytes[10..12].try_into().unwrap()),
                 _ => 1,
             };
-            assert!(bytes[..10].iter().all(|&byte| byte == 0), "no offloads");
+            let asked = bytes[..10].try_into().unwrap();
             let mut used = vec![addr];
             for _ in 1..merged {
                 // All buffers of a frame are published at once.
@@ -219,7 +245,7 @@ impl MockNet {
             }
             pair.rx.submit();
             bytes.drain(..self.header);
-            return Some((number, bytes));
+            return Some((number, asked, bytes));
         }
         None
     }

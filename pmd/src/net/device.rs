@@ -1,10 +1,30 @@
 //! Feature bits and configuration space of a network device (VIRTIO 1.2, 5.1.3 and 5.1.4).
 
 use crate::port::RingKind;
+use crate::port::offload::Accepts;
 use crate::vring;
 
 /// Feature bits of network devices that are offered (5.1.3).
 pub mod feature {
+    /// VIRTIO_NET_F_CSUM: frames to us may lack their checksum.
+    pub const CSUM: u64 = 1 << 0;
+    /// VIRTIO_NET_F_GUEST_CSUM: frames from us may.
+    pub const GUEST_CSUM: u64 = 1 << 1;
+    /// VIRTIO_NET_F_GUEST_TSO4: from us, TCP over IPv4 may be longer than the wire takes.
+    pub const GUEST_TSO4: u64 = 1 << 7;
+    /// VIRTIO_NET_F_GUEST_TSO6: the same over IPv6.
+    pub const GUEST_TSO6: u64 = 1 << 8;
+    /// VIRTIO_NET_F_GUEST_ECN: and carry congestion marks.
+    pub const GUEST_ECN: u64 = 1 << 9;
+    /// VIRTIO_NET_F_HOST_TSO4: to us, TCP over IPv4 may be longer than the wire takes.
+    pub const HOST_TSO4: u64 = 1 << 11;
+    /// VIRTIO_NET_F_HOST_TSO6: the same over IPv6.
+    pub const HOST_TSO6: u64 = 1 << 12;
+    /// VIRTIO_NET_F_HOST_ECN: and carry congestion marks.
+    pub const HOST_ECN: u64 = 1 << 13;
+    /// All of these.
+    pub const OFFLOADS: u64 =
+        CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | HOST_TSO4 | HOST_TSO6 | HOST_ECN;
     /// VIRTIO_NET_F_MTU: the configuration space has the MTU.
     pub const MTU: u64 = 1 << 3;
     /// VIRTIO_NET_F_MAC: the configuration space has an address.
@@ -46,7 +66,7 @@ impl NetConfig {
     pub fn features(&self) -> u64 {
         let mq = if self.pairs > 1 { feature::MQ } else { 0 };
         let own = feature::MTU | feature::MAC | feature::MRG_RXBUF | feature::STATUS | mq;
-        own | vring::feature::OFFERED
+        own | feature::OFFLOADS | vring::feature::OFFERED
     }
 
     /// The configuration space (5.1.4): mac, status, max_virtqueue_pairs, and `mtu`,
@@ -64,10 +84,18 @@ impl NetConfig {
     /// num_buffers (5.1.6.1).
     pub fn ring_kind(features: u64) -> RingKind {
         let mergeable = features & feature::MRG_RXBUF != 0;
+        let has = |bit| features & bit != 0;
         let long = mergeable || features & vring::feature::VERSION_1 != 0;
         RingKind {
             header: if long { 12 } else { 10 },
             mergeable,
+            offloads: has(feature::CSUM),
+            accepts: Accepts {
+                csum: has(feature::GUEST_CSUM),
+                tso4: has(feature::GUEST_TSO4),
+                tso6: has(feature::GUEST_TSO6),
+                ecn: has(feature::GUEST_ECN),
+            },
         }
     }
 }

@@ -10,8 +10,8 @@ use crossbeam_queue::ArrayQueue;
 use vvu::memory::VolatileSlice;
 
 use super::fdb::{Fdb, is_group};
-use crate::mempool::Mempool;
-use crate::port::{BURST, Burst, Head, Heads, Parcel, Pick, RxPort, Stats, TxPort};
+use crate::mempool::{Mbuf, Mempool};
+use crate::port::{BURST, Burst, Head, Heads, Parcel, Pick, RxPort, Scratch, Stats, TxPort};
 use crate::stats::{Drop, WorkerStats};
 
 use crate::wake::{Quiet, Waker};
@@ -119,6 +119,7 @@ struct Out {
     remote: Vec<Vec<(u8, Option<u16>)>>,
     shared: Shared,
     stats: Arc<WorkerStats>,
+    scratch: Scratch,
     now: u32,
 }
 
@@ -140,6 +141,7 @@ impl Switch {
                     .collect(),
                 shared,
                 stats,
+                scratch: Scratch::default(),
                 now: 0,
             },
         })
@@ -379,7 +381,10 @@ impl Out {
                 && group.len > 0
             {
                 let picks = group.picks.get(..group.len).unwrap_or(&[]);
-                met |= tx.as_mut().is_some_and(|tx| tx.tx_burst(burst, picks));
+                let scratch = &mut self.scratch;
+                met |= tx
+                    .as_mut()
+                    .is_some_and(|tx| tx.tx_burst(burst, picks, scratch));
                 group.len = 0;
             }
         }
@@ -394,17 +399,30 @@ impl Out {
                 continue;
             }
             for (frame, destination) in remote.drain(..) {
-                let Some(mbuf) = copy(burst, frame, self.shared.pool.as_ref()) else {
-                    tally.no_mbuf += 1;
+                let Some(head) = burst.heads().get(usize::from(frame)) else {
                     continue;
                 };
-                let parcel = Parcel {
-                    mbuf,
-                    source,
-                    destination,
+                let mut post = |mbuf: Option<Mbuf>| {
+                    let Some(mbuf) = mbuf else {
+                        tally.no_mbuf += 1;
+                        return;
+                    };
+                    let parcel = Parcel {
+                        mbuf,
+                        source,
+                        destination,
+                    };
+                    tally.queue_full += u64::from(inbox.queue.push(parcel).is_err());
                 };
-                if inbox.queue.push(parcel).is_err() {
-                    tally.queue_full += 1;
+                let pool = self.shared.pool.as_ref();
+                if head.offload().is_none() {
+                    post(copy(pool, head.bytes(), burst.body(head)));
+                } else {
+                    // What the receiver takes is not known here, and an mbuf holds no long frame.
+                    let scratch = &mut self.scratch;
+                    scratch.finish(burst, head, |frame| {
+                        post(copy(pool, &[], std::iter::once(frame)));
+                    });
                 }
             }
             inbox.waker.wake();
@@ -458,12 +476,15 @@ impl Out {
     }
 }
 
-/// A copy of a frame that outlives the burst.
-fn copy(burst: &Burst<'_>, frame: u8, pool: Option<&Arc<Mempool>>) -> Option<crate::mempool::Mbuf> {
-    let head = burst.heads().get(usize::from(frame))?;
+/// A copy of a frame, `first` and then `body`, that outlives the burst.
+fn copy<'b>(
+    pool: Option<&Arc<Mempool>>,
+    first: &[u8],
+    body: impl Iterator<Item = VolatileSlice<'b>>,
+) -> Option<Mbuf> {
     let mut mbuf = pool?.alloc()?;
-    mbuf.append(head.bytes().len())?.copy_from(head.bytes());
-    for piece in burst.body(head) {
+    mbuf.append(first.len())?.copy_from(first);
+    for piece in body {
         piece.copy_to_volatile_slice(mbuf.append(piece.len())?);
     }
     Some(mbuf)

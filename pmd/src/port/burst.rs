@@ -6,18 +6,23 @@
 
 use vvu::memory::VolatileSlice;
 
+use super::offload::{self, MAX_LARGE, Offload};
 use crate::mempool::Mbuf;
+use crate::stats::Drop;
 use crate::vring::{Ring, Segments};
 
 /// Most frames of a burst.
 pub const BURST: usize = 64;
 
-/// Bytes of a frame that are copied before anything is decided: enough for Ethernet, VLAN, IPv6
-/// and ports, and one cache line.
-pub const HEAD: usize = 64;
+/// Bytes of a frame that are copied before anything is decided: enough for Ethernet, two VLAN
+/// tags, IPv6 and TCP.
+pub const HEAD: usize = 96;
 
 /// Length of the longest frame: a jumbo packet of 9216 bytes, Ethernet header, two VLAN tags.
 pub const MAX_FRAME: usize = 9216 + 14 + 8;
+
+/// The header of a frame that asks for nothing.
+pub(crate) const PLAIN: [u8; offload::HEADER] = [0; offload::HEADER];
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
@@ -30,6 +35,7 @@ pub struct Head {
     /// Which chain or buffer of the source it is.
     item: u16,
     len: u32,
+    offload: Offload,
 }
 
 impl Head {
@@ -38,6 +44,7 @@ impl Head {
         copied: 0,
         item: 0,
         len: 0,
+        offload: Offload::NONE,
     };
 
     /// The bytes copied: all of a short frame.
@@ -50,6 +57,12 @@ impl Head {
     #[inline]
     pub fn frame_len(&self) -> usize {
         self.len as usize
+    }
+
+    /// What its sender left to us.
+    #[inline]
+    pub fn offload(&self) -> &Offload {
+        &self.offload
     }
 
     /// Which chain or parcel of the source it is.
@@ -106,8 +119,9 @@ impl Heads {
         self.len = 0;
     }
 
-    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others. False if
-    /// there is no room, or the frame has no whole Ethernet header or is too long.
+    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others, with what
+    /// its `header` asks for. Refuses frames without a whole Ethernet header, longer than any port
+    /// takes, or with a header that makes no sense.
     #[inline]
     pub(crate) fn push<'b>(
         &mut self,
@@ -115,12 +129,16 @@ impl Heads {
         len: usize,
         pieces: impl Iterator<Item = VolatileSlice<'b>>,
         skip: usize,
-    ) -> bool {
+        header: &[u8; offload::HEADER],
+    ) -> Result<(), Drop> {
         let Some(head) = self.heads.get_mut(self.len) else {
-            return false;
+            return Err(Drop::TooLong);
         };
-        if !(ETHERNET..=MAX_FRAME).contains(&len) {
-            return false;
+        if len < ETHERNET {
+            return Err(Drop::Truncated);
+        }
+        if len > MAX_LARGE {
+            return Err(Drop::TooLong);
         }
         let wanted = len.min(HEAD);
         let mut rest = &mut head.bytes[..wanted];
@@ -132,13 +150,18 @@ impl Heads {
             }
         }
         if !rest.is_empty() {
-            return false;
+            return Err(Drop::Truncated);
+        }
+        let copied = head.bytes.get(..wanted).unwrap_or(&[]);
+        head.offload = Offload::parse(header, copied, len).map_err(|_bad| Drop::BadOffload)?;
+        if len > MAX_FRAME && !head.offload.is_large() {
+            return Err(Drop::TooLong);
         }
         head.copied = wanted as u8;
         head.item = item;
         head.len = len as u32;
         self.len += 1;
-        true
+        Ok(())
     }
 
     /// Repeats the only head until there are [`BURST`].
@@ -207,7 +230,8 @@ impl<'b> Burst<'b> {
         heads.clear();
         for (item, parcel) in parcels.iter().enumerate() {
             if let Some(bytes) = parcel.mbuf.bytes() {
-                heads.push(item as u16, bytes.len(), std::iter::once(bytes), 0);
+                // Parcels that are no frames are left out.
+                let _ = heads.push(item as u16, bytes.len(), std::iter::once(bytes), 0, &PLAIN);
             }
         }
         Self {
@@ -227,7 +251,7 @@ impl<'b> Burst<'b> {
     /// One frame.
     pub fn of_one(heads: &'b mut Heads, bytes: VolatileSlice<'b>) -> Self {
         heads.clear();
-        heads.push(0, bytes.len(), std::iter::once(bytes), 0);
+        let _ = heads.push(0, bytes.len(), std::iter::once(bytes), 0, &PLAIN);
         Self::of_fixed(heads, bytes)
     }
 

@@ -3,7 +3,7 @@
 use vvu::memory::{Area, Mapping, MemoryError};
 
 use super::Stats;
-use super::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME};
+use super::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME, PLAIN};
 
 /// Sends one frame again and again.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Generator {
     ) -> bool {
         let bytes = self.frame.slice();
         heads.clear();
-        heads.push(0, bytes.len(), std::iter::once(bytes), 0);
+        let _ = heads.push(0, bytes.len(), std::iter::once(bytes), 0, &PLAIN);
         heads.repeat();
         // With nobody to receive there is no work: the worker may sleep.
         let met = each(&Burst::of_fixed(heads, bytes));

@@ -11,12 +11,15 @@
 mod burst;
 pub mod flow;
 mod generator;
+pub mod offload;
 mod rings;
+mod scratch;
 mod vhost;
 
 pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
+pub use scratch::Scratch;
 pub use vhost::{VhostRx, VhostTx};
 
 use std::sync::Arc;
@@ -80,11 +83,12 @@ pub enum TxPort {
 
 impl TxPort {
     /// Delivers the frames of `burst` that `picks` names, in order, or drops and counts them.
+    /// `scratch` is for frames that must be completed first.
     /// False if there is nobody to deliver to.
     #[inline]
-    pub fn tx_burst(&mut self, burst: &Burst<'_>, picks: &[Pick]) -> bool {
+    pub fn tx_burst(&mut self, burst: &Burst<'_>, picks: &[Pick], scratch: &mut Scratch) -> bool {
         match self {
-            Self::Vhost(vhost) => vhost.tx_burst(burst, picks),
+            Self::Vhost(vhost) => vhost.tx_burst(burst, picks, scratch),
             Self::Null(stats) => {
                 stats.tx_packets.add(picks.len() as u64);
                 stats.tx_bytes.add(burst.bytes_of(picks));

@@ -6,6 +6,7 @@ use vvu::notify::Call;
 use vvu::virtio::Vring;
 
 use super::Stats;
+use super::offload::Accepts;
 use crate::stats::RingState;
 use crate::vring::{Moved, Ring, RingError, SetupError};
 use crate::wake::{Waker, Watch};
@@ -17,6 +18,10 @@ pub struct RingKind {
     pub header: usize,
     /// Whether a frame may go to several chains (VIRTIO_NET_F_MRG_RXBUF).
     pub mergeable: bool,
+    /// Whether headers of frames to us may ask for something (VIRTIO_NET_F_CSUM).
+    pub offloads: bool,
+    /// What headers of frames from us may ask for.
+    pub accepts: Accepts,
 }
 
 /// A ring made ready to be served, by whoever has time for it.

@@ -1,14 +1,17 @@
 //! A guest's network card as a port (VIRTIO 1.2, 5.1.6): its transmit queues are what comes from
 //! the port, its receive queues are what goes to it.
 //!
-//! The header before each frame (5.1.6) is skipped on the way in, because no offload is offered,
-//! and all zero on the way out, but for the number of merged buffers.
+//! The header before each frame (5.1.6) is judged on the way in. On the way out it asks for what
+//! the sender asked for, if this guest takes that; otherwise the frame is completed first, which
+//! costs a copy more.
 
 use vvu::memory::VolatileSlice;
 
-use super::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME, Pick};
+use super::burst::{BURST, Burst, Heads, PLAIN, Pick};
 use super::flow;
+use super::offload::{self, Offload};
 use super::rings::{RingKind, Rings, Vhost};
+use super::scratch::Scratch;
 use crate::stats::Drop;
 use crate::vring::{Ring, Segments};
 use crate::wake::Quiet;
@@ -28,6 +31,7 @@ pub struct VhostRx {
 struct Refused {
     truncated: u64,
     too_long: u64,
+    bad_offload: u64,
 }
 
 impl VhostRx {
@@ -48,7 +52,7 @@ impl VhostRx {
                 let skip = vhost.kind.header;
                 let ring = &mut vhost.ring;
                 if vhost.enabled {
-                    let refused = read_heads(ring, skip, heads);
+                    let refused = read_heads(ring, vhost.kind, heads);
                     let burst = Burst::of_ring(heads, ring, skip);
                     if !burst.is_empty() {
                         stats.rx_packets.add(burst.len() as u64);
@@ -57,6 +61,7 @@ impl VhostRx {
                     }
                     stats.dropped(Drop::Truncated, refused.truncated);
                     stats.dropped(Drop::TooLong, refused.too_long);
+                    stats.dropped(Drop::BadOffload, refused.bad_offload);
                 } else {
                     stats.dropped(Drop::Disabled, taken as u64);
                 }
@@ -96,18 +101,40 @@ impl VhostRx {
 
 /// Copies the heads of all frames that `ring` has taken.
 #[inline]
-fn read_heads(ring: &Ring, skip: usize, heads: &mut Heads) -> Refused {
+fn read_heads(ring: &Ring, kind: RingKind, heads: &mut Heads) -> Refused {
     let mut refused = Refused::default();
     heads.clear();
     for (item, chain) in ring.chains().iter().enumerate() {
-        let len = (chain.read_len() as usize).saturating_sub(skip);
-        if len > MAX_FRAME {
-            refused.too_long += 1;
-        } else if len < ETHERNET || !heads.push(item as u16, len, ring.readable(chain), skip) {
-            refused.truncated += 1;
+        let len = (chain.read_len() as usize).saturating_sub(kind.header);
+        let header = if kind.offloads {
+            read_header(ring.readable(chain))
+        } else {
+            PLAIN
+        };
+        let pieces = ring.readable(chain);
+        match heads.push(item as u16, len, pieces, kind.header, &header) {
+            Ok(()) => {}
+            Err(Drop::TooLong) => refused.too_long += 1,
+            Err(Drop::BadOffload) => refused.bad_offload += 1,
+            Err(_) => refused.truncated += 1,
         }
     }
     refused
+}
+
+/// A private copy of a frame's header. Of one that is cut short, the rest is zero.
+#[inline]
+fn read_header(pieces: Segments<'_>) -> [u8; offload::HEADER] {
+    let mut header = PLAIN;
+    let mut rest = &mut header[..];
+    for piece in pieces {
+        let copied = piece.copy_to(rest);
+        rest = rest.get_mut(copied..).unwrap_or(&mut []);
+        if rest.is_empty() {
+            break;
+        }
+    }
+    header
 }
 
 /// What goes to a guest.
@@ -127,15 +154,20 @@ struct Sent {
 }
 
 impl VhostTx {
-    pub(super) fn tx_burst(&mut self, burst: &Burst<'_>, picks: &[Pick]) -> bool {
+    pub(super) fn tx_burst(
+        &mut self,
+        burst: &Burst<'_>,
+        picks: &[Pick],
+        scratch: &mut Scratch,
+    ) -> bool {
         let mut sent = Sent::default();
         let delivered = match self.rings.live.as_slice() {
             [] => false,
             [only] => {
                 let only = usize::from(*only);
-                self.deliver(only, burst, picks, &mut sent)
+                self.deliver(only, burst, picks, scratch, &mut sent)
             }
-            _ => self.spread(burst, picks, &mut sent),
+            _ => self.spread(burst, picks, scratch, &mut sent),
         };
         let stats = &self.rings.stats;
         if delivered {
@@ -150,7 +182,13 @@ impl VhostTx {
     }
 
     /// Chooses a ring for each flow, then serves ring after ring: within a flow, order stays.
-    fn spread(&mut self, burst: &Burst<'_>, picks: &[Pick], sent: &mut Sent) -> bool {
+    fn spread(
+        &mut self,
+        burst: &Burst<'_>,
+        picks: &[Pick],
+        scratch: &mut Scratch,
+        sent: &mut Sent,
+    ) -> bool {
         let live = self.rings.live.len();
         let mut queues = [u16::MAX; BURST];
         for (queue, pick) in queues.iter_mut().zip(picks) {
@@ -173,7 +211,7 @@ impl VhostTx {
                     count += 1;
                 }
             }
-            self.deliver(usize::from(queue), burst, &mine[..count], sent);
+            self.deliver(usize::from(queue), burst, &mine[..count], scratch, sent);
         }
         true
     }
@@ -183,6 +221,7 @@ impl VhostTx {
         place: usize,
         burst: &Burst<'_>,
         picks: &[Pick],
+        scratch: &mut Scratch,
         sent: &mut Sent,
     ) -> bool {
         let Rings {
@@ -191,7 +230,7 @@ impl VhostTx {
         let Some(vhost) = all.get_mut(place) else {
             return false;
         };
-        send(vhost, burst, picks, sent);
+        send(vhost, burst, picks, scratch, sent);
         if !vhost.check(name, stats) {
             self.rings.refresh();
         }
@@ -201,7 +240,13 @@ impl VhostTx {
 
 /// Puts frames into the next chains of a ring.
 #[inline]
-fn send(vhost: &mut Vhost, burst: &Burst<'_>, picks: &[Pick], sent: &mut Sent) {
+fn send(
+    vhost: &mut Vhost,
+    burst: &Burst<'_>,
+    picks: &[Pick],
+    scratch: &mut Scratch,
+    sent: &mut Sent,
+) {
     let Vhost { ring, kind, .. } = vhost;
     ring.take_burst(picks.len());
     for pick in picks {
@@ -213,31 +258,70 @@ fn send(vhost: &mut Vhost, burst: &Burst<'_>, picks: &[Pick], sent: &mut Sent) {
             swapped = head.swapped();
             head = &swapped;
         }
-        let len = kind.header + head.frame_len();
-        match room_for(ring, *kind, len) {
-            Room::Chains(chains) => {
-                let mut writer = Writer::new(ring, chains);
-                writer.bytes(&header(chains)[..kind.header]);
-                writer.bytes(head.bytes());
-                for piece in burst.body(head) {
-                    writer.copy(piece);
-                }
-                give_back(ring, chains, len);
-                sent.packets += 1;
-                sent.bytes += head.frame_len() as u64;
-            }
-            Room::Full => sent.full += 1,
-            Room::Small => sent.small += 1,
+        let offload = head.offload();
+        if kind.accepts.takes(offload) {
+            let len = head.frame_len();
+            put(
+                ring,
+                *kind,
+                offload,
+                head.bytes(),
+                burst.body(head),
+                len,
+                sent,
+            );
+        } else {
+            let fits = scratch.finish(burst, head, |frame| {
+                let body = std::iter::once(frame);
+                put(ring, *kind, &Offload::NONE, &[], body, frame.len(), sent);
+            });
+            sent.small += u64::from(!fits);
         }
     }
     ring.finish();
 }
 
-/// The header of a frame without offloads (5.1.6): all zero but num_buffers. Rings without that
-/// field use the first 10 bytes.
-fn header(chains: usize) -> [u8; HEADER] {
+/// Puts one frame of `len` bytes, `first` and then `body`, into the next chains.
+#[inline]
+fn put<'b>(
+    ring: &mut Ring,
+    kind: RingKind,
+    offload: &Offload,
+    first: &[u8],
+    body: impl Iterator<Item = VolatileSlice<'b>>,
+    len: usize,
+    sent: &mut Sent,
+) {
+    let all = kind.header + len;
+    let mut room = room_for(ring, kind, all);
+    if matches!(room, Room::Full) && ring.has_used() {
+        // A burst of long frames takes more chains than a ring hands out at once.
+        ring.finish();
+        room = room_for(ring, kind, all);
+    }
+    match room {
+        Room::Chains(chains) => {
+            let mut writer = Writer::new(ring, chains);
+            writer.bytes(&header(offload, chains)[..kind.header]);
+            writer.bytes(first);
+            for piece in body {
+                writer.copy(piece);
+            }
+            give_back(ring, chains, all);
+            sent.packets += 1;
+            sent.bytes += len as u64;
+        }
+        Room::Full => sent.full += 1,
+        Room::Small => sent.small += 1,
+    }
+}
+
+/// The header of a frame (5.1.6). Rings without num_buffers use the first 10 bytes.
+#[inline]
+fn header(offload: &Offload, chains: usize) -> [u8; HEADER] {
     let mut header = [0; HEADER];
-    header[10..].copy_from_slice(&(chains as u16).to_le_bytes());
+    header[..offload::HEADER].copy_from_slice(&offload.emit());
+    header[offload::HEADER..].copy_from_slice(&(chains as u16).to_le_bytes());
     header
 }
 

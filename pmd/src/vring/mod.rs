@@ -282,6 +282,11 @@ impl Ring {
         }
     }
 
+    /// Whether something was given back that [`Ring::finish`] has yet to show.
+    pub fn has_used(&self) -> bool {
+        self.used > 0
+    }
+
     /// Ends a burst: chains not given back count as never taken, the used index is published
     /// once, and the driver is called if it wants to be.
     pub fn finish(&mut self) {
