@@ -41,7 +41,7 @@ fn idle_workers_sleep_and_wake() {
         // clock is generous because other programs may have the CPU.
         let mut worst = Duration::ZERO;
         for number in 0..400u32 {
-            let pause = Duration::from_micros(u64::from(number % 40) * 10);
+            let pause = Duration::from_micros(u64::from(number % 40) * 50);
             std::thread::sleep(pause);
             let start = Instant::now();
             assert!(one.send(&frame(B, A, number, 60)));

@@ -144,7 +144,7 @@ fn rings_that_are_disabled_or_gone() {
     b.change_ring(1, RingChange::Enabled(false)).unwrap();
     assert!(two.send(&frame(A, B, 2, 60)));
     wait(|| dropped(&workers, "b", Drop::Disabled) == 1);
-    assert_eq!(two.queue(1).used(), Some((0, 0)));
+    wait(|| two.queue(1).used() == Some((0, 0)));
     assert!(one.receive().is_none());
     // Stopped: it says where, and cannot be stopped again.
     assert_eq!(b.stop_ring(0).unwrap(), 1);
@@ -377,4 +377,29 @@ fn impossible_ports_and_workers() {
     workers.remove_port(id).unwrap();
     assert!(workers.remove_port(id).is_err());
     assert!(device.announce(A).is_ok(), "nobody hears it");
+}
+
+/// A guest that sends one frame after the other is not interrupted for each of them; once it
+/// pauses, it hears of all.
+#[test]
+fn sent_frames_are_reported_in_batches() {
+    const FRAMES: u32 = 1000;
+    let workers = Workers::start(&[0]).unwrap();
+    let (mut a, mut b) = (device(&workers, "a", A), device(&workers, "b", B));
+    let layout = Layout {
+        features: !ring::EVENT_IDX,
+        ..Layout::default()
+    };
+    let mut one = MockNet::start(&mut a, memory(0x1000), layout);
+    let mut two = MockNet::start(&mut b, memory(0x1000), Layout::default());
+    one.signals(1);
+    for number in 0..FRAMES {
+        wait(|| one.send(&frame(B, A, number, 60)));
+        assert_eq!(receive(&mut two), frame(B, A, number, 60));
+    }
+    // Both sides run freely here, so that only the end is certain: nothing is kept back.
+    let last = one.queue(1).used_index();
+    wait(|| one.queue(1).used_index() == FRAMES as u16);
+    assert!(last <= FRAMES as u16);
+    assert!(one.signals(1).0 >= 1, "the last batch was not announced");
 }

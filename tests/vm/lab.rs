@@ -304,7 +304,7 @@ impl Neighbour<'_> {
         self.unix(socket)
     }
 
-    /// Queue pairs of its interface.
+    /// Queue pairs of its interface, and processors.
     pub fn queue_pairs(mut self, pairs: u16) -> Self {
         self.queue_pairs = pairs;
         self
@@ -343,7 +343,8 @@ impl Neighbour<'_> {
         );
         arguments.option("-machine", "q35,memory-backend=memory");
         arguments.option("-m", "256M,slots=2,maxmem=2G");
-        arguments.option("-smp", "2");
+        // A processor for each pair; one alone spares TCG the atomic operations.
+        arguments.option("-smp", queue_pairs.to_string());
         arguments.option(
             "-chardev",
             format!("socket,id=net,path={},{mode}", socket.display()),

@@ -112,8 +112,9 @@ impl Arguments {
         let mut arguments = Arguments::default();
         arguments.option("-name", name);
         arguments.option("-accel", accelerator.argument());
-        // Five-level page tables make every address translation of TCG longer.
-        arguments.option("-cpu", "max,la57=off");
+        // Five-level page tables make every address translation of TCG longer, and it copies
+        // string instructions byte by byte where the guest believes them to be fast.
+        arguments.option("-cpu", "max,la57=off,erms=off,fsrm=off");
         for switch in ["-nodefaults", "-no-user-config"] {
             arguments.0.push(switch.into());
         }

@@ -32,19 +32,20 @@ pub struct Trio {
 }
 
 impl Trio {
-    /// Boots all three with two queue pairs and jumbo frames, and waits until the neighbours can talk.
-    pub fn boot(lab: Lab) -> Result<Trio> {
+    /// Boots all three, with this many queue pairs and jumbo frames, and waits until the
+    /// neighbours can talk.
+    pub fn boot(lab: Lab, pairs: u16) -> Result<Trio> {
         let appliance = lab.appliance().functions(2).boot()?;
         let a = lab
             .neighbour("a")
             .via(&appliance, 0)
-            .queue_pairs(2)
+            .queue_pairs(pairs)
             .mtu(9000)
             .boot()?;
         let b = lab
             .neighbour("b")
             .via(&appliance, 1)
-            .queue_pairs(2)
+            .queue_pairs(pairs)
             .mtu(9000)
             .boot()?;
         let vvu = start_vvu(&appliance)?;

@@ -58,6 +58,8 @@ pub struct Vhost {
     pub(super) kind: RingKind,
     pub(super) ring: Ring,
     pub(super) watch: Watch,
+    /// Rounds since something came, while the driver has not been told that it is done.
+    pub(super) lull: u8,
 }
 
 impl Vhost {
@@ -147,6 +149,7 @@ impl Rings {
             kind: prepared.kind,
             ring: prepared.ring,
             watch: prepared.watch,
+            lull: 0,
         };
         self.stats.set_ring(ring.index, ring.state());
         let place = self.all.partition_point(|other| other.index < ring.index);

@@ -68,8 +68,9 @@ impl VhostRx {
                 for _ in 0..taken {
                     ring.give_back(0);
                 }
-                ring.finish();
+                ring.settle();
             }
+            release(vhost, taken > 0);
             broke |= !vhost.check(name, stats);
         }
         if broke {
@@ -81,6 +82,7 @@ impl VhostRx {
     pub(super) fn enable_kicks(&mut self) -> Quiet {
         let mut quiet = Quiet::Kicked;
         for vhost in self.rings.all.iter_mut().filter(|vhost| !vhost.broken) {
+            vhost.ring.publish();
             quiet = quiet.and(if vhost.ring.enable_kicks() {
                 Quiet::Busy
             } else if vhost.watch.is_polled() {
@@ -96,6 +98,29 @@ impl VhostRx {
         for vhost in self.rings.all.iter_mut().filter(|vhost| !vhost.broken) {
             vhost.ring.disable_kicks();
         }
+    }
+}
+
+/// Rounds without a new frame after which a guest hears that its frames were sent.
+const LULL: u8 = 32;
+
+/// Tells a guest that its frames were sent, but not each one by itself: a guest whose frames are
+/// taken as fast as it makes them would be interrupted for every one. It hears of a quarter of
+/// its ring at a time, or as soon as it pauses.
+#[inline]
+fn release(vhost: &mut Vhost, worked: bool) {
+    let waiting = vhost.ring.unpublished();
+    if waiting == 0 {
+        return;
+    }
+    vhost.lull = if worked {
+        0
+    } else {
+        vhost.lull.saturating_add(1)
+    };
+    if vhost.lull >= LULL || waiting > vhost.ring.size() / 4 || vhost.ring.failed().is_some() {
+        vhost.ring.publish();
+        vhost.lull = 0;
     }
 }
 

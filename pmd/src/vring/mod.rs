@@ -290,13 +290,36 @@ impl Ring {
     /// Ends a burst: chains not given back count as never taken, the used index is published
     /// once, and the driver is called if it wants to be.
     pub fn finish(&mut self) {
+        self.settle();
+        self.publish();
+    }
+
+    /// Ends a burst without telling the driver: it hears of it at the next [`Ring::publish`].
+    #[inline]
+    pub fn settle(&mut self) {
         let untouched = self.taken.chains.len() - self.used;
         self.format.rewind(untouched as u16);
         self.taken.clear();
         self.used = 0;
+    }
+
+    /// Publishes the used index, if it moved, and calls the driver if it wants to be.
+    #[inline]
+    pub fn publish(&mut self) {
         if self.format.publish() && self.format.needs_call() {
             self.call.ring();
         }
+    }
+
+    /// Chains given back that the driver has not been told of.
+    #[inline]
+    pub fn unpublished(&self) -> u16 {
+        self.format.unpublished()
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> u16 {
+        self.format.mem().size()
     }
 
     /// Asks the driver for no kicks; it may send some all the same.

@@ -86,6 +86,12 @@ impl Split {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    /// How much was pushed since the driver was shown something.
+    #[inline]
+    pub(super) fn unpublished(&self) -> u16 {
+        self.next_used.wrapping_sub(self.published)
+    }
+
     /// Shows the driver what was pushed. False if there was nothing.
     pub(super) fn publish(&mut self) -> bool {
         if self.published == self.next_used {

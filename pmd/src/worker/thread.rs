@@ -8,10 +8,11 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use super::{Poller, Post, WorkerError};
 use crate::wake::Quiet;
 
-/// How long a worker goes on polling without finding anything before it sleeps. Longer than a
-/// round trip between two busy guests, so that their ping-pong meets no sleeper; short enough
-/// that other threads of the CPU hardly notice.
-const SPIN: Duration = Duration::from_micros(100);
+/// How long a worker goes on polling without finding anything before it sleeps, at least...
+const SHORTEST_SPIN: Duration = Duration::from_micros(50);
+/// ...and at most. It grows when a sleep was so short that polling on would have been better, as
+/// in the ping-pong of two guests, and shrinks when a sleep was longer than this.
+const LONGEST_SPIN: Duration = Duration::from_micros(500);
 
 /// The first sleep of a worker with something that cannot wake it...
 const NAP: Duration = Duration::from_millis(1);
@@ -65,6 +66,7 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>) {
     let mut last_work = start;
     let mut nap = NAP;
     let mut busy = 0u32;
+    let mut spin = SHORTEST_SPIN;
     while !post.stop.load(Ordering::Acquire) {
         let mut worked = take_mail(&mut poller, post);
         worked |= poller.poll(seconds(now));
@@ -82,12 +84,23 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>) {
             last_work = now;
             nap = NAP;
         }
-        if now - last_work < SPIN {
+        if now - last_work < spin {
             std::hint::spin_loop();
         } else if sleep(&mut poller, post, &mut nap) {
-            now = Instant::now();
+            let woken = Instant::now();
+            spin = adapt(spin, woken - now);
+            now = woken;
             last_work = now;
         }
+    }
+}
+
+/// How long to poll from now on, after a sleep of this length.
+fn adapt(spin: Duration, slept: Duration) -> Duration {
+    if slept < LONGEST_SPIN {
+        (spin * 2).min(LONGEST_SPIN)
+    } else {
+        (spin / 2).max(SHORTEST_SPIN)
     }
 }
 
@@ -120,4 +133,23 @@ fn sleep<P: Poller>(poller: &mut P, post: &Post<P>, nap: &mut Duration) -> bool 
     poller.disable_kicks();
     *nap = (*nap * 2).min(LONGEST_NAP);
     timeout.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polling_lasts_as_long_as_it_pays() {
+        let (short, long) = (Duration::from_micros(200), Duration::from_millis(5));
+        let mut spin = SHORTEST_SPIN;
+        for _ in 0..10 {
+            spin = adapt(spin, short);
+        }
+        assert_eq!(spin, LONGEST_SPIN);
+        for _ in 0..10 {
+            spin = adapt(spin, long);
+        }
+        assert_eq!(spin, SHORTEST_SPIN);
+    }
 }

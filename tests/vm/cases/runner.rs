@@ -34,7 +34,7 @@ impl Stage {
                         .into()
                 ));
             }
-            self.trio = Some(Trio::boot(lab)?);
+            self.trio = Some(Trio::boot(lab, 2)?);
         }
         self.trio.as_mut().context("the machines that just booted")
     }

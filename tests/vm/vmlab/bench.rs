@@ -113,7 +113,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     say(&format!(
         "booting an appliance and two neighbours ({accelerator})"
     ));
-    let mut trio = Trio::boot(lab)?;
+    let mut trio = Trio::boot(lab, 1)?;
     let mut series = between_neighbours(&trio, options.runs)?;
     series.extend(with_appliance(&mut trio, options.runs)?);
     let mut rows = vec![

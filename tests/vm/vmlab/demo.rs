@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "booting the appliance and its neighbours a and b ({})",
         lab.accelerator().argument()
     ));
-    let mut trio = Trio::boot(lab)?;
+    let mut trio = Trio::boot(lab, 1)?;
     say(&format!(
         "all three are up after {:.0} s, and a reaches b",
         start.elapsed().as_secs_f64()
