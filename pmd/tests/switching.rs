@@ -210,8 +210,8 @@ fn queues_keep_flows_in_order() {
         let mut sent = 0;
         let mut got = 0;
         while got < 400 {
-            if sent < 400 && sent < got + 16 {
-                assert!(one.send(&udp(B, A, sent % 16, sent)));
+            let wanted = sent < 400 && sent < got + 16;
+            if wanted && one.send(&udp(B, A, sent % 16, sent)) {
                 sent += 1;
             }
             while let Some((queue, frame)) = two.receive() {
