@@ -124,6 +124,13 @@ pub(crate) fn refusals(stage: &mut Stage) -> Result<()> {
     refused(&guest, &net, &[&node])?;
     guest.run(&["busybox", "mv", "/dev/vfio/away", &node])?;
 
+    // Without hugepages it says so and goes on.
+    guest.write("/proc/sys/vm/nr_hugepages", b"0", 0o644)?;
+    let without = guest.start(&["vvu", "net", "--port", &port])?;
+    without.wait_for_text("ordinary pages", PATIENCE)?;
+    without.wait_for_text("ready", PATIENCE)?;
+    without.stop()?;
+
     guest.run(&["vvu", "unbind", &bdf])?;
     ensure!(
         driver(&guest, &bdf)? == before,
