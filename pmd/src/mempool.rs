@@ -3,10 +3,7 @@
 //! An [`Mbuf`] carries a frame that must outlive the burst it came in: to another worker. Its
 //! `Drop` returns it to its [`Mempool`]. Taking and returning are lock-free and do not allocate.
 //! This room knows no frames.
-#![allow(unsafe_code)]
 
-use std::alloc::Layout;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
@@ -29,70 +26,11 @@ pub enum MempoolError {
     Memory(#[from] MemoryError),
 }
 
-/// Memory from huge pages.
-#[derive(Debug)]
-struct Huge {
-    start: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: the pointer names memory that this value alone owns; it is reached through
-// VolatileSlice only.
-unsafe impl Send for Huge {}
-// SAFETY: as above.
-unsafe impl Sync for Huge {}
-
-impl Huge {
-    fn new(len: usize) -> Option<Self> {
-        // hugepage-rs panics where the kernel has no notion of huge pages.
-        let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = meminfo
-            .lines()
-            .find_map(|l| l.strip_prefix("Hugepagesize:"))?;
-        let mut words = line.split_whitespace();
-        words.next()?.parse::<usize>().ok().filter(|&kb| kb > 0)?;
-        if words.next() != Some("kB") {
-            return None;
-        }
-        let layout = Layout::from_size_align(len, 64).ok()?;
-        // SAFETY: `len` is not zero (checked by Mempool::new).
-        let start = unsafe { hugepage_rs::alloc(layout) };
-        Some(Self {
-            start: NonNull::new(start)?,
-            layout,
-        })
-    }
-}
-
-impl Drop for Huge {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`; slices borrow `self`.
-        unsafe { hugepage_rs::dealloc(self.start.as_ptr(), self.layout) };
-    }
-}
-
-#[derive(Debug)]
-enum Storage {
-    Huge(Huge),
-    Small(Mapping),
-}
-
-impl Storage {
-    fn slice(&self) -> VolatileSlice<'_> {
-        match self {
-            // SAFETY: the allocation holds `layout.size()` bytes and lives as long as the borrow.
-            Self::Huge(huge) => unsafe {
-                VolatileSlice::new(huge.start.as_ptr(), huge.layout.size())
-            },
-            Self::Small(mapping) => mapping.slice(),
-        }
-    }
-}
-
 /// A pool of buffers of one size.
 #[derive(Debug)]
 pub struct Mempool {
-    storage: Storage,
+    storage: Mapping,
+    huge: bool,
     room: usize,
     free: ArrayQueue<u32>,
 }
@@ -110,9 +48,9 @@ impl Mempool {
         if len == 0 {
             return Err(bad);
         }
-        let storage = match Huge::new(len) {
-            Some(huge) => Storage::Huge(huge),
-            None => Storage::Small(Mapping::anonymous(len)?),
+        let (storage, huge) = match Mapping::huge(len) {
+            Ok(mapping) => (mapping, true),
+            Err(_) => (Mapping::anonymous(len)?, false),
         };
         let free = ArrayQueue::new(count);
         for index in 0..last {
@@ -121,6 +59,7 @@ impl Mempool {
         }
         Ok(Arc::new(Self {
             storage,
+            huge,
             room,
             free,
         }))
@@ -143,7 +82,7 @@ impl Mempool {
 
     /// Whether the memory is of huge pages.
     pub fn is_huge(&self) -> bool {
-        matches!(self.storage, Storage::Huge(_))
+        self.huge
     }
 }
 
