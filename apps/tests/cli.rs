@@ -160,15 +160,20 @@ fn the_same_port_twice_is_refused() {
     );
 }
 
+/// Starts `vvu net` on a socket.
+fn serve(path: &str) -> std::process::Child {
+    vvu(&["net", "--port", &format!("unix:{path}")])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
 /// Starts `vvu net` on a socket, waits until it listens, stops it with `signal`.
 fn stops_clean(signal: rustix::process::Signal) {
     let scratch = Scratch::new(&format!("stop-{}", signal.as_raw()));
     let path = scratch.join("a.sock");
-    let mut child = vvu(&["net", "--port", &format!("unix:{path}")])
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = serve(&path);
     let deadline = Instant::now() + Duration::from_secs(10);
     while std::os::unix::net::UnixStream::connect(&path).is_err() {
         assert!(Instant::now() < deadline, "vvu does not listen at {path}");
@@ -201,11 +206,7 @@ fn a_stale_socket_is_replaced() {
     let path = scratch.join("a.sock");
     drop(UnixListener::bind(&path).unwrap());
     assert!(Path::new(&path).exists());
-    let mut child = vvu(&["net", "--port", &format!("unix:{path}")])
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = serve(&path);
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut connected = false;
     while !connected && Instant::now() < deadline {
