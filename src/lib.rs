@@ -11,7 +11,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | 0 | [`memory`], [`pci`], [`protocol`] |
-//! | 1 | [`mmio`], [`vfio`], [`notify`], [`virtqueue`] |
+//! | 1 | [`mmio`], [`vfio`], [`vfio_user`], [`notify`], [`virtqueue`] |
 //! | 2 | [`device`], [`virtio`] |
 //! | 3 | [`transport`] |
 //! | 4 | [`session`] |
@@ -27,5 +27,6 @@ pub mod protocol;
 pub mod session;
 pub mod transport;
 pub mod vfio;
+pub mod vfio_user;
 pub mod virtio;
 pub mod virtqueue;
