@@ -11,7 +11,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | 0 | [`memory`], [`pci`], [`protocol`] |
-//! | 1 | [`mmio`], [`vfio`], [`notify`], [`virtqueue`] |
+//! | 1 | [`mmio`], [`vfio`], [`notify`], [`socket`], [`virtqueue`] |
 //! | 2 | [`device`], [`virtio`] |
 //! | 3 | [`transport`] |
 //! | 4 | [`session`] |
@@ -25,6 +25,7 @@ pub mod notify;
 pub mod pci;
 pub mod protocol;
 pub mod session;
+pub mod socket;
 pub mod transport;
 pub mod vfio;
 pub mod virtio;
