@@ -52,6 +52,10 @@ const SRC: &[(&str, &[&str])] = &[
     ("device", &["memory", "mmio", "notify", "pci", "virtqueue"]),
     ("virtio", &["memory", "notify"]),
     (
+        "model",
+        &["memory", "mmio", "notify", "pci", "protocol", "socket"],
+    ),
+    (
         "transport",
         &["device", "memory", "notify", "protocol", "socket"],
     ),
