@@ -17,10 +17,12 @@ mod layout;
 mod link;
 mod messages;
 mod queues;
+mod receive;
 mod registers;
 mod shape;
 mod status;
 mod thread;
+mod transmit;
 mod window;
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub(super) fn run(shared: &Arc<Shared>, mut endpoint: Endpoint) {
                 }
                 // A call may sleep for a moment when descriptors run out; no lock is held.
                 ENDPOINT => {
-                    if let Some(socket) = waiting.then(|| endpoint.next()).flatten() {
+                    if let Some(socket) = waiting.then(|| endpoint.attempt()).flatten() {
                         let _ = epoll::delete(&shared.epoll, endpoint.fd());
                         waiting = false;
                         shared.lock().opened(Wire::new(socket));

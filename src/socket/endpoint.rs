@@ -123,7 +123,7 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    /// What becomes readable when [`Endpoint::next`] is worth a try.
+    /// What becomes readable when [`Endpoint::attempt`] is worth a try.
     pub fn fd(&self) -> BorrowedFd<'_> {
         match &self.0 {
             Source::Listener { socket, .. } => socket.as_fd(),
@@ -132,7 +132,7 @@ impl Endpoint {
     }
 
     /// A connected socket, if there is one to be had now.
-    pub fn next(&mut self) -> Option<OwnedFd> {
+    pub fn attempt(&mut self) -> Option<OwnedFd> {
         match &mut self.0 {
             Source::Listener { socket, .. } => {
                 match accept_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {

@@ -69,7 +69,7 @@ impl UnixTransport {
 
     /// Tries to get a connection.
     fn accept(&mut self) -> Option<Event> {
-        let socket = self.endpoint.next()?;
+        let socket = self.endpoint.attempt()?;
         // The listener stays out of the poll set, so that the next front-end in line does not
         // wake us before this one is gone.
         let _ = epoll::delete(&self.poll, self.endpoint.fd());
