@@ -248,3 +248,7 @@ fn failed(piece: &Piece, errno: rustix::io::Errno) -> MemoryError {
         source: errno.into(),
     }
 }
+
+#[cfg(test)]
+#[path = "reservation_tests.rs"]
+mod tests;

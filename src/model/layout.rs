@@ -53,12 +53,13 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn new(shape: &Shape) -> Self {
-        let numbers = 2 * u64::from(shape.rings) + 1;
-        let bells = (numbers * u64::from(shape.multiplier.max(4))).next_multiple_of(0x1000);
-        let bells = match shape.dialect {
-            Dialect::Ours => bells,
-            Dialect::Prototype | Dialect::Crosvm => bells.max(0x2000),
+        // The others have no doorbells for errors.
+        let (per_ring, least) = match shape.dialect {
+            Dialect::Ours => (2, 0x1000),
+            Dialect::Prototype | Dialect::Crosvm => (1, 0x2000),
         };
+        let bells = (per_ring * u64::from(shape.rings) + 1) * u64::from(shape.multiplier.max(4));
+        let bells = bells.next_multiple_of(0x1000).max(least);
         // Registers, MSI-X table, pending bits, doorbells, memory: BAR and offset.
         let (regs, table, pending, bell, memory) = match shape.dialect {
             Dialect::Ours => (4, (1, 0), (1, 0x8000), 0, (2, 0)),

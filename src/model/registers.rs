@@ -9,6 +9,7 @@ use virtio_queue::QueueT;
 use super::device::Locked;
 use super::kicks::Bell;
 use super::layout::{Kind, NOTIFY_MULTIPLIER};
+use super::shape::Dialect;
 use super::{NO_VECTOR, Shared, device_status as status, feature};
 
 /// Copies what there is from `offset` on; zeroes where there is nothing.
@@ -87,7 +88,8 @@ impl Shared {
         match index.checked_sub(rings) {
             None => self.kicks.ring(Bell::Call, index),
             // The one behind them is the log's, which there is not.
-            Some(ring) => self.kicks.ring(Bell::Err, ring),
+            Some(ring) if self.shape.dialect == Dialect::Ours => self.kicks.ring(Bell::Err, ring),
+            Some(_) => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use super::bench::{Bench, until};
-use crate::model::{LinkState, ModelError, Shape};
+use crate::model::{Dialect, LinkState, ModelError, Shape};
 use crate::pci::{ConfigSpace, Structures};
 use crate::protocol::tests::Random;
 
@@ -39,11 +39,17 @@ fn every_dialect_has_its_structures_inside_its_bars() {
             assert!(end <= bench.model.bar_size(at.bar), "{shape:?} {at:?}");
         }
         assert_eq!(found.memory.bar, bench.model.memory_bar());
-        let last = 2 * u64::from(shape.rings) * u64::from(shape.multiplier);
+        let kinds = if shape.dialect == Dialect::Ours { 2 } else { 1 };
+        let last = kinds * u64::from(shape.rings) * u64::from(shape.multiplier);
         assert!(found.doorbells.location.length.unwrap() > last);
         let read = |offset| bench.u32(found.device.bar, found.device.offset + offset);
         assert_eq!(read(4), shape.rings);
         assert_eq!(found.memory.length.is_some(), shape.long_capability);
+        let memory = match shape.dialect {
+            Dialect::Prototype => 0x3000,
+            Dialect::Ours | Dialect::Crosvm => 0,
+        };
+        assert_eq!(found.memory.offset, memory);
     }
 }
 

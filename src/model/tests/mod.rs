@@ -4,3 +4,4 @@
 
 mod bench;
 mod bus;
+mod signals;
