@@ -35,7 +35,9 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 pub use function::VfioUserFunction;
-pub use server::{ClientMemory, Connection, Counters, Ended, Refusal, Served, Shared};
+pub use server::{
+    CONFIG_REGION, ClientMemory, Connection, Counters, Ended, Refusal, Served, Shared,
+};
 
 use crate::memory::MemoryError;
 

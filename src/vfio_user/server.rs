@@ -16,9 +16,9 @@ use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ,
     VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL, VFIO_IRQ_INFO_EVENTFD,
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
-    VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
-    VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_REGIONS,
+    VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
+    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -27,6 +27,9 @@ use super::message::{
     self, Access, Capability, DeviceInfo, DmaMap, DmaUnmap, HEADER_LEN, Header, IrqInfo,
     RegionInfo, SetIrqs, Span, SparseMmap, Version, command, read, split,
 };
+
+/// The region that configuration space is.
+pub const CONFIG_REGION: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
 
 /// Bytes that one command may read or write. Registers have 8 at most.
 const MAX_TRANSFER: u32 = 4096;
