@@ -14,7 +14,7 @@ mod endpoint;
 mod tests;
 mod wire;
 
-pub use endpoint::EndpointError;
+pub use endpoint::{Endpoint, EndpointError};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -25,7 +25,6 @@ use super::{Event, Gone, RegionRequest, Transport, TransportError};
 use crate::memory::Region;
 use crate::notify::{Call, Kick};
 use crate::protocol::Message;
-use endpoint::Endpoint;
 use wire::{Received, Wire};
 
 /// Rings that SET_VRING_KICK can name: its index has 8 bits.
