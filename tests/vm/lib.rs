@@ -32,6 +32,7 @@
 //! | `process` | a child that dies with us and whose output is kept |
 //! | `image`, `cpio`, `kernel`, `binaries` | what a guest boots from |
 //! | `setup` | what the machine must have, and how to get it |
+//! | `runner` | tables of cases, one line for each |
 //!
 //! | variable | what it decides |
 //! |---|---|
@@ -56,6 +57,7 @@ mod lab;
 mod process;
 mod qemu;
 mod qmp;
+pub mod runner;
 pub mod setup;
 pub mod traffic;
 mod trio;
@@ -65,4 +67,6 @@ pub use guest::Guest;
 pub use job::{Job, Output};
 pub use lab::{Appliance, Lab, Neighbour};
 pub use process::Process;
+pub use qemu::Qemu;
+pub use qmp::Qmp;
 pub use trio::{HostTrio, Trio, start_vvu, start_vvu_with};

@@ -18,7 +18,7 @@ const FIRMWARE: [&str; 2] = ["/usr/share/seabios", "/usr/share/qemu"];
 
 /// A QEMU with the virtio-vhost-user device.
 #[derive(Debug, Clone)]
-pub(crate) struct Qemu {
+pub struct Qemu {
     /// The program.
     pub program: PathBuf,
     version: (u32, u32),
@@ -26,7 +26,7 @@ pub(crate) struct Qemu {
 
 impl Qemu {
     /// The program that `VVU_QEMU` names, else the one that `qemu-patches/build` makes.
-    pub(crate) fn get() -> Result<Qemu> {
+    pub fn get() -> Result<Qemu> {
         static QEMU: OnceLock<Qemu> = OnceLock::new();
         if let Some(qemu) = QEMU.get() {
             return Ok(qemu.clone());
@@ -40,7 +40,7 @@ impl Qemu {
     }
 
     /// Whether it has the virtio-vhost-user function.
-    pub(crate) fn has_function(&self) -> Result<bool> {
+    pub fn has_function(&self) -> Result<bool> {
         let output = Command::new(&self.program)
             .args(["-device", "help"])
             .output()?;
@@ -48,7 +48,7 @@ impl Qemu {
     }
 
     /// The option of a client socket that tries again every tenth of a second, or in old releases every second.
-    pub(crate) fn reconnect(&self) -> &'static str {
+    pub fn reconnect(&self) -> &'static str {
         if self.version >= (9, 2) {
             "reconnect-ms=100"
         } else {
