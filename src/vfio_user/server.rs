@@ -560,7 +560,7 @@ fn check_access(access: &Access, function: &dyn Served) -> Result<(), Refusal> {
         false => 0,
     };
     let end = access.offset.checked_add(access.count.into());
-    if access.count > MAX_TRANSFER || end.is_none_or(|end| end > size) {
+    if size == 0 || access.count > MAX_TRANSFER || end.is_none_or(|end| end > size) {
         return Err(Refusal::new(
             Errno::INVAL,
             format!(

@@ -3,7 +3,7 @@
 use vm_memory::Bytes;
 
 use super::super::*;
-use super::bench::{Bench, LONG, SHARED, SocketPath, VECTORS, WINDOW, rounded, until};
+use super::bench::{Bench, SHARED, SocketPath, VECTORS, WINDOW, rounded, until};
 use crate::mmio::{ReadWrite, WriteOnly};
 use crate::pci::{PciError, PciFunction};
 
@@ -238,5 +238,4 @@ fn a_thousand_clients() {
             assert!(now.0 == fds && now.1 <= maps + 4, "{baseline:?} {now:?}");
         }
     }
-    assert!(LONG.as_secs() > 0);
 }
