@@ -8,7 +8,8 @@ use super::regs::{NO_VECTOR, UUID, device_status, feature, link_status};
 use super::resources::Registers;
 use super::{Device, DeviceError, Identity, MAX_RINGS, Options, Queue, Rule};
 use crate::pci::{
-    COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, ConfigSpace, DmaMemory, PciFunction, Structures,
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, CROSVM_ID, ConfigSpace, DmaMemory, PciFunction,
+    Structures,
 };
 use crate::virtqueue::{Direction, Virtqueue};
 
@@ -17,9 +18,6 @@ pub(super) const BUFFER_LEN: u32 = 8192;
 
 /// Buffers per queue that are worth having; less if the device has less.
 const QUEUE_SIZE: u16 = 64;
-
-/// PCI device id under which crosvm's device is known.
-const CROSVM_ID: u16 = 0x107d;
 
 /// device_status once the device knows that it has a driver.
 const GREETED: u8 = device_status::ACKNOWLEDGE | device_status::DRIVER;

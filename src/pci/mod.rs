@@ -13,7 +13,7 @@ pub mod sysfs;
 
 pub use address::{Address, BadAddress};
 pub use builder::ConfigBuilder;
-pub use caps::{KNOWN_IDS, Location, NotVvu, Strided, Structures, modern_id};
+pub use caps::{CROSVM_ID, KNOWN_IDS, Location, NotVvu, Strided, Structures, modern_id};
 pub use config::{
     CAP_MSIX, CAP_VENDOR, COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, CONFIG_LEN, Capability,
     ConfigSpace, VENDOR_VIRTIO,
