@@ -106,8 +106,11 @@ fn main() -> ExitCode {
     }));
     let targets: [Rc<dyn Target>; 1] = [Rc::new(target::QemuTarget)];
     let mut cases = Vec::new();
-    for (name, case) in device::CASES {
-        for target in &targets {
+    let machines = &targets[..1];
+    let everywhere = device::CASES.iter().map(|case| (case, targets.as_slice()));
+    let in_machines = device::MACHINE_CASES.iter().map(|case| (case, machines));
+    for ((name, case), places) in everywhere.chain(in_machines) {
+        for target in places {
             let target = Rc::clone(target);
             cases.push(line(name, target.name(), move || {
                 target.ready()?;

@@ -9,6 +9,7 @@ pub(crate) use qemu::front_end as qemu_front_end;
 use std::path::Path;
 
 use anyhow::Result;
+use vvu::memory::Area;
 use vvu::pci::PciFunction;
 
 /// What a device under test shall be like.
@@ -22,6 +23,8 @@ pub(crate) struct Setup {
     pub(crate) uuid: Option<[u8; 16]>,
     /// Whether it offers LAYOUT.
     pub(crate) layout: bool,
+    /// What the machine's processor runs, where there is one.
+    pub(crate) firmware: Option<Vec<u8>>,
 }
 
 impl Default for Setup {
@@ -31,6 +34,7 @@ impl Default for Setup {
             window: 1 << 30,
             uuid: None,
             layout: true,
+            firmware: None,
         }
     }
 }
@@ -59,6 +63,11 @@ pub(crate) trait Machine {
     /// no such thing.
     fn replace_socket(&mut self) -> bool {
         false
+    }
+
+    /// The memory of the machine that the device is in, if it is in one.
+    fn memory(&self) -> Option<Area> {
+        None
     }
 
     /// The process that has the device.

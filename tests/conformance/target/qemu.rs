@@ -1,7 +1,7 @@
 //! The device in QEMU, without a processor: the test itself is what runs in the machine.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -154,8 +154,15 @@ impl QemuMachine {
             device += &format!(",uuid={}", parts.join("-"));
         }
         let memory_path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
+        let mut processor = "-accel qtest".to_owned();
+        if let Some(firmware) = &setup.firmware {
+            let path = folder.path().join("firmware");
+            std::fs::write(&path, firmware)?;
+            processor = format!("-accel tcg -cpu qemu64 -bios {}", path.display());
+        }
         let arguments = [
-            "-display none -nodefaults -no-user-config -accel qtest -qtest-log none".to_owned(),
+            "-display none -nodefaults -no-user-config -qtest-log none".to_owned(),
+            processor,
             format!("-qtest unix:{}", qtest_path.display()),
             format!("-chardev socket,id=monitor,path={}", monitor_path.display()),
             "-mon chardev=monitor,mode=control".to_owned(),
@@ -216,6 +223,10 @@ impl Machine for QemuMachine {
         true
     }
 
+    fn memory(&self) -> Option<Area> {
+        Some(machine_memory(&self.memory).expect("memory of the machine"))
+    }
+
     fn process(&self) -> u32 {
         self.process.pid()
     }
@@ -236,6 +247,10 @@ impl Machine for QemuMachine {
     }
 }
 
+fn machine_memory(file: &OwnedFd) -> Result<Area> {
+    Ok(Mapping::of_file(file.as_fd(), 0, MEMORY)?.into())
+}
+
 /// The function as the machine's processor would see it.
 struct Function {
     qtest: Arc<Qtest>,
@@ -249,11 +264,9 @@ struct Function {
 
 impl Function {
     fn new(qtest: &Arc<Qtest>, memory: &OwnedFd) -> Result<Self> {
-        use std::os::fd::AsFd;
-        let memory = Area::from(Mapping::of_file(memory.as_fd(), 0, MEMORY)?);
         let mut function = Self {
             qtest: Arc::clone(qtest),
-            memory,
+            memory: machine_memory(memory)?,
             used: DMA,
             bars: [(0, 0); 6],
             vectors: 0,
