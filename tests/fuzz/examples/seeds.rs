@@ -1,0 +1,381 @@
+//! Writes real inputs for each target to `corpus/TARGET/seed-NAME`: messages as front-ends send
+//! them, configuration spaces of devices that exist, rings that work.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+use vvu::device::fake::Shape;
+use vvu::protocol::{
+    ConfigSpace, DeviceState, Inflight, Iotlb, LogArea, MemRegion, Request, VringAddr, VringFd,
+    VringState,
+};
+use vvu_fuzz::{config_space, ring, session};
+
+/// Address of the front-end's memory in the front-end.
+const USER: u64 = 0x7f00_0000_0000;
+/// Protocol features that a session offers.
+const PROTOCOL: u64 = 1 | 4 | 8 | 16 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16;
+/// VERSION_1, protocol features.
+const VERSION_1: u64 = 1 << 32 | 1 << 30;
+
+fn main() {
+    for (target, seeds) in [
+        ("message", messages()),
+        ("capabilities", spaces()),
+        ("config_space", functions()),
+        ("ring", rings()),
+        ("session", sessions()),
+    ] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("corpus")
+            .join(target);
+        fs::create_dir_all(&folder).unwrap();
+        for (name, bytes) in seeds {
+            fs::write(folder.join(format!("seed-{name}")), bytes).unwrap();
+        }
+    }
+}
+
+type Seeds = Vec<(String, Vec<u8>)>;
+
+/// Little-endian numbers and bytes, one after the other.
+#[derive(Default)]
+struct Script(Vec<u8>);
+
+impl Script {
+    fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+    fn u8(self, number: u8) -> Self {
+        self.bytes(&[number])
+    }
+    fn u16(self, number: u16) -> Self {
+        self.bytes(&number.to_le_bytes())
+    }
+    fn u32(self, number: u32) -> Self {
+        self.bytes(&number.to_le_bytes())
+    }
+    fn u64(self, number: u64) -> Self {
+        self.bytes(&number.to_le_bytes())
+    }
+    fn part(self, bytes: &[u8]) -> Self {
+        self.u8(bytes.len() as u8).bytes(bytes)
+    }
+    fn descriptor(self, addr: u64, len: u32, flags: u16, next: u16) -> Self {
+        self.u64(addr).u32(len).u16(flags).u16(next)
+    }
+}
+
+fn region(guest_addr: u64) -> MemRegion {
+    MemRegion {
+        guest_addr,
+        size: session::MEMORY,
+        user_addr: USER,
+        mmap_offset: 0,
+    }
+}
+
+fn addr(index: u32) -> VringAddr {
+    let [desc, avail, used] = session::PARTS;
+    let base = USER + session::RING * u64::from(index);
+    VringAddr {
+        index,
+        flags: 0,
+        desc: base + desc,
+        avail: base + avail,
+        used: base + used,
+        log: 0,
+    }
+}
+
+fn state(index: u32, num: u32) -> VringState {
+    VringState { index, num }
+}
+
+fn fd(index: u8) -> VringFd {
+    VringFd { index, nofd: false }
+}
+
+/// One of each request.
+fn requests() -> Vec<Request> {
+    let config = |data: &[u8]| ConfigSpace {
+        offset: 0,
+        flags: 0,
+        data: data.to_vec(),
+    };
+    let inflight = Inflight {
+        mmap_size: 0x2000,
+        mmap_offset: 0,
+        queues: 2,
+        queue_size: 256,
+    };
+    let log = LogArea {
+        size: 0x8000,
+        offset: 0,
+    };
+    let iotlb = Iotlb {
+        iova: 0x1000,
+        size: 0x2000,
+        user_addr: USER,
+        permission: 3,
+        kind: 2,
+    };
+    let device_state = DeviceState {
+        direction: 1,
+        phase: 0,
+    };
+    vec![
+        Request::GetFeatures,
+        Request::SetFeatures(VERSION_1),
+        Request::SetOwner,
+        Request::ResetOwner,
+        Request::SetMemTable(vec![region(0), region(1 << 32)]),
+        Request::SetLogBase(log),
+        Request::SetLogFd,
+        Request::SetVringNum(state(1, 256)),
+        Request::SetVringAddr(addr(1)),
+        Request::SetVringBase(state(1, 7)),
+        Request::GetVringBase(state(1, 0)),
+        Request::SetVringKick(fd(1)),
+        Request::SetVringCall(fd(1)),
+        Request::SetVringErr(VringFd {
+            index: 1,
+            nofd: true,
+        }),
+        Request::GetProtocolFeatures,
+        Request::SetProtocolFeatures(PROTOCOL),
+        Request::GetQueueNum,
+        Request::SetVringEnable(state(1, 1)),
+        Request::SendRarp(0x5634_1200_5452),
+        Request::NetSetMtu(1500),
+        Request::SetBackendReqFd,
+        Request::IotlbMsg(iotlb),
+        Request::SetVringEndian(state(1, 1)),
+        Request::GetConfig(config(&[0; 12])),
+        Request::SetConfig(config(&[1; 2])),
+        Request::CreateCryptoSession(vec![1, 2, 3]),
+        Request::CloseCryptoSession(9),
+        Request::PostcopyAdvise,
+        Request::PostcopyListen,
+        Request::PostcopyEnd,
+        Request::GetInflightFd(inflight),
+        Request::SetInflightFd(inflight),
+        Request::GpuSetSocket,
+        Request::ResetDevice,
+        Request::VringKick(state(1, 0)),
+        Request::GetMaxMemSlots,
+        Request::AddMemReg(region(0)),
+        Request::RemMemReg(region(0)),
+        Request::SetStatus(15),
+        Request::GetStatus,
+        Request::GetSharedObject(*b"0123456789abcdef"),
+        Request::SetDeviceStateFd(device_state),
+        Request::CheckDeviceState,
+        Request::GetShmemConfig,
+        Request::GetVringBaseSkipDrain(state(1, 0)),
+        Request::Unknown {
+            number: 99,
+            payload: vec![1; 8],
+        },
+    ]
+}
+
+fn messages() -> Seeds {
+    let seed = |request: Request| {
+        let message = request.to_message(true);
+        let script = Script::default().u32(message.request).u32(message.flags);
+        (
+            format!("request-{}", message.request),
+            script.bytes(&message.payload).0,
+        )
+    };
+    requests().into_iter().map(seed).collect()
+}
+
+/// Devices that exist or existed.
+fn shapes() -> Vec<(&'static str, Shape)> {
+    vec![
+        ("ours", Shape::ours()),
+        ("prototype-2019", Shape::prototype(0x1058)),
+        ("prototype-2022", Shape::prototype(0x106b)),
+        ("crosvm", Shape::crosvm()),
+    ]
+}
+
+fn spaces() -> Seeds {
+    let seed = |(name, shape): (&str, Shape)| (name.to_owned(), shape.config());
+    shapes().into_iter().map(seed).collect()
+}
+
+fn functions() -> Seeds {
+    use config_space::op;
+    let seed = |(name, shape): (&str, Shape)| {
+        let registers = shape.modern_bar;
+        let mut script = Script::default().bytes(&shape.config());
+        for bar in 0..6 {
+            script = script.u8(if bar == shape.memory.0 { 30 } else { 15 });
+        }
+        script = script.u8(10).u8(0).u8(8);
+        // Both halves of the features alike; queues and their size; rings; common configuration is
+        // at 0, device configuration at 0x2000.
+        let contents = [(0x04, 3), (0x12, 2), (0x18, 64), (0x2004, 4)];
+        script = script.u8(contents.len() as u8);
+        for (at, value) in contents {
+            script = script.u8(registers).u16(at).u32(value);
+        }
+        // No lies; armed; a front-end comes, says something, gets an answer, and goes.
+        script = script.u8(0).u8(op::EVENT);
+        script = script.u8(op::REGISTER).u8(registers).u16(0x2000).u32(3);
+        script = script.u8(op::FIRE).u8(0).u8(op::EVENT);
+        let message = Request::SetFeatures(VERSION_1).to_message(true).to_bytes();
+        script = script.u8(op::USED).u8(0).u16(0).u32(message.len() as u32);
+        script = script.part(&message).u8(op::EVENT);
+        script = script.u8(op::SEND).part(&message);
+        script = script.u8(op::USED).u8(1).u16(0).u32(0).part(&[]);
+        script = script.u8(op::MAP).u64(0x1000).u64(0);
+        script = script.u8(op::NOTIFY).u8(1).u8(op::EVENT);
+        script = script.u8(op::REGISTER).u8(registers).u16(0x2000).u32(0);
+        script = script.u8(op::EVENT).u8(op::EVENT).u8(op::DISCONNECT);
+        (name.to_owned(), script.0)
+    };
+    shapes().into_iter().map(seed).collect()
+}
+
+fn rings() -> Seeds {
+    use ring::op;
+    let mut seeds = Seeds::new();
+    for features in 0..8 {
+        for (name, flags, tail) in [("in", 0, 0), ("out", 2, 0), ("chain", 1, 2)] {
+            let mut script = Script::default().u8(features).u8(6).u16(0).u8(0);
+            // Descriptors 0 and 1, and in 2 an indirect table that is at 0x3000.
+            script = script
+                .u8(op::DESCRIPTOR)
+                .u8(0)
+                .descriptor(0x4800, 0x900, flags, 1);
+            script = script
+                .u8(op::DESCRIPTOR)
+                .u8(1)
+                .descriptor(0x10_0000, 0x100, tail, 0);
+            script = script
+                .u8(op::DESCRIPTOR)
+                .u8(2)
+                .descriptor(0x4000, 0x20, 4, 0);
+            let table = Script::default().descriptor(0x5000, 0x10, 1, 1);
+            let table = table.descriptor(0x5800, 0x10, 2, 0);
+            script = script.u8(op::WRITE).u16(0x3000).part(&table.0);
+            script = script.u8(op::OFFER).u16(0).u8(op::OFFER).u16(2);
+            script = script.u8(op::TAKE).u8(64).u8(op::GIVE_BACK).u8(1).u32(60);
+            script = script.u8(op::FINISH).u8(op::ENABLE).u8(op::TAKE).u8(64);
+            script = script.u8(op::DISABLE).u8(op::GIVE_BACK).u8(9).u32(0);
+            script = script.u8(op::SETTLE).u8(op::PUBLISH).u8(op::MOVE).u8(0);
+            seeds.push((format!("{name}-{features}"), script.0));
+        }
+    }
+    seeds
+}
+
+/// A message with file descriptors.
+fn tell(script: Script, request: &Request, fds: u8) -> Script {
+    let message = request.to_message(true);
+    let script = script.u8(session::op::MESSAGE).u8(message.request as u8);
+    script
+        .u8(message.flags as u8)
+        .u8(fds)
+        .part(&message.payload)
+}
+
+fn set_up(features: u64) -> Script {
+    let mut script = Script::default().u8(0);
+    script = tell(script, &Request::GetFeatures, 0);
+    script = tell(script, &Request::SetProtocolFeatures(PROTOCOL), 0);
+    script = tell(script, &Request::SetFeatures(features), 0);
+    let table = Request::SetMemTable(vec![region(0x1000)]);
+    script = tell(script, &table, session::fds::MEMORY | 1);
+    for index in 0..2 {
+        let size = u32::from(session::SIZE);
+        script = tell(script, &Request::SetVringNum(state(index, size)), 0);
+        script = tell(script, &Request::SetVringBase(state(index, 0)), 0);
+        script = tell(script, &Request::SetVringAddr(addr(index)), 0);
+        let event = session::fds::EVENT | 1;
+        script = tell(script, &Request::SetVringCall(fd(index as u8)), event);
+        script = tell(script, &Request::SetVringKick(fd(index as u8)), event);
+        script = tell(script, &Request::SetVringEnable(state(index, 1)), 0);
+    }
+    script
+}
+
+/// A frame of `len` bytes after its header, sent and received.
+fn traffic(mut script: Script, header: &[u8], len: u32) -> Script {
+    use session::op;
+    let frame = Script::default()
+        .bytes(header)
+        .bytes(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 8, 0])
+        .bytes(&[
+            0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ])
+        .bytes(&[0, 9, 0, 9, 0, 30, 0, 0]);
+    script = script.u8(op::WRITE).u16(0x8000).part(&frame.0);
+    let head = header.len() as u32;
+    script = script
+        .u8(op::DESCRIPTOR)
+        .u8(0)
+        .u8(0)
+        .descriptor(0xa000, 0x4000, 2, 0);
+    script = script
+        .u8(op::DESCRIPTOR)
+        .u8(1)
+        .u8(0)
+        .descriptor(0x9000, head + len, 0, 0);
+    script = script.u8(op::OFFER).u8(0).u16(0).u8(op::OFFER).u8(1).u16(0);
+    script.u8(op::POLL).u8(40).u8(op::SLEEP)
+}
+
+fn sessions() -> Seeds {
+    use session::op;
+    let mut seeds = Seeds::new();
+    // One of each request, after a set-up.
+    for request in requests() {
+        let fds = match request {
+            Request::SetMemTable(_) => session::fds::MEMORY | 2,
+            Request::AddMemReg(_) => session::fds::MEMORY | 1,
+            Request::SetVringKick(_) | Request::SetVringCall(_) => session::fds::EVENT | 1,
+            _ => 0,
+        };
+        let script = tell(set_up(VERSION_1), &request, fds);
+        let number = request.to_message(false).request;
+        seeds.push((format!("request-{number}"), script.0));
+    }
+    // Frames: plain, mergeable, with a checksum to complete, segmented.
+    let csum = [1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0];
+    let segment = [1, 4, 54, 0, 100, 0, 34, 0, 6, 0, 0, 0];
+    let mergeable = VERSION_1 | 1 << 15;
+    let offload = mergeable | 1 | 2 | 1 << 7 | 1 << 11 | 1 << 28 | 1 << 29;
+    for (name, features, header, len) in [
+        ("legacy", 1 << 30, &[0; 10][..], 60),
+        ("plain", VERSION_1, &[0; 12], 60),
+        ("mergeable", mergeable, &[0; 12], 1500),
+        ("csum", offload, &csum, 60),
+        ("csum-own", mergeable | 1, &csum, 60),
+        ("segment", offload, &segment, 4000),
+        ("segment-own", mergeable | 1 | 1 << 11, &segment, 4000),
+    ] {
+        let mut script = traffic(set_up(features), header, len);
+        script = tell(script, &Request::GetVringBase(state(0, 0)), 0);
+        script = tell(script, &Request::GetVringBase(state(1, 0)), 0);
+        seeds.push((format!("frames-{name}"), script.0));
+    }
+    let mut script = traffic(set_up(VERSION_1), &[0; 12], 60)
+        .u8(op::TRUNCATE)
+        .u16(0x1000);
+    script = script.u8(op::POLL).u8(1);
+    script = tell(script, &Request::GetVringBase(state(0, 0)), 0);
+    seeds.push(("truncate".to_owned(), script.0));
+    let bytes = Request::SetOwner.to_message(false).to_bytes();
+    let script = set_up(VERSION_1).u8(op::BYTES).part(&bytes[..7]);
+    let script = script.u8(op::BYTES).part(&bytes[7..]).u8(op::RECONNECT);
+    let script = tell(script, &Request::GetFeatures, 0);
+    seeds.push(("reconnect".to_owned(), script.0));
+    seeds
+}
