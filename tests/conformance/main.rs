@@ -104,7 +104,7 @@ fn main() -> ExitCode {
         let place = info.location().map(ToString::to_string);
         *PLACE.lock().unwrap() = place.unwrap_or_default();
     }));
-    let targets: [Rc<dyn Target>; 1] = [Rc::new(target::QemuTarget)];
+    let targets: [Rc<dyn Target>; 2] = [Rc::new(target::QemuTarget), Rc::new(target::ModelTarget)];
     let mut cases = Vec::new();
     let machines = &targets[..1];
     let everywhere = device::CASES.iter().map(|case| (case, targets.as_slice()));
@@ -119,5 +119,6 @@ fn main() -> ExitCode {
             }));
         }
     }
+    cases.sort_by(|(one, _), (other, _)| one.cmp(other));
     runner::run(&mut Stage, cases)
 }
