@@ -11,20 +11,22 @@
 //! | floor | rooms |
 //! |---|---|
 //! | 0 | [`memory`], [`pci`], [`protocol`] |
-//! | 1 | [`mmio`], [`vfio`], [`notify`], [`virtqueue`] |
+//! | 1 | [`mmio`], [`vfio`], [`notify`], [`socket`], [`virtqueue`] |
 //! | 2 | [`device`], [`virtio`] |
 //! | 3 | [`transport`] |
-//! | 4 | [`session`] |
+//! | 4 | [`session`], [`model`] |
 //!
 //! `docs/tour.md` walks a message and a packet through them.
 
 pub mod device;
 pub mod memory;
 pub mod mmio;
+pub mod model;
 pub mod notify;
 pub mod pci;
 pub mod protocol;
 pub mod session;
+pub mod socket;
 pub mod transport;
 pub mod vfio;
 pub mod virtio;

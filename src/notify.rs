@@ -1,6 +1,8 @@
 //! Kicks (front-end to us) and calls (us to front-end), whatever carries them.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::OFlags;
 
 use crate::mmio::{Reg, WriteOnly};
 
@@ -73,4 +75,18 @@ impl Call {
             Self::Silent => {}
         }
     }
+}
+
+/// Makes sure that reading and writing `fd` does what it does on an eventfd, without waiting.
+/// Anything else might stay readable for ever, or fill up. The error is what it is instead.
+pub fn claim_eventfd(fd: BorrowedFd<'_>) -> Result<(), String> {
+    const EVENTFD: &str = "anon_inode:[eventfd]";
+    // Without /proc there is no telling; front-ends that are not out to harm send eventfds.
+    if let Ok(link) = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())
+        && link.to_bytes() != EVENTFD.as_bytes()
+    {
+        return Err(link.to_string_lossy().into_owned());
+    }
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(|errno| errno.to_string())?;
+    rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(|errno| errno.to_string())
 }

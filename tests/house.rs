@@ -47,10 +47,18 @@ const SRC: &[(&str, &[&str])] = &[
     ("mmio", &["memory"]),
     ("vfio", &["memory", "mmio", "pci"]),
     ("notify", &["mmio"]),
+    ("socket", &["protocol"]),
     ("virtqueue", &["memory", "pci"]),
     ("device", &["memory", "mmio", "notify", "pci", "virtqueue"]),
     ("virtio", &["memory", "notify"]),
-    ("transport", &["device", "memory", "notify", "protocol"]),
+    (
+        "model",
+        &["memory", "mmio", "notify", "pci", "protocol", "socket"],
+    ),
+    (
+        "transport",
+        &["device", "memory", "notify", "protocol", "socket"],
+    ),
     (
         "session",
         &["memory", "notify", "protocol", "transport", "virtio"],

@@ -18,7 +18,7 @@ pub fn page_size() -> usize {
 }
 
 /// Size of the pages that a file is mapped in: hugetlbfs has its own.
-fn file_page_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+pub fn file_page_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     let filesystem = rustix::fs::fstatfs(fd)?;
     let block = u64::try_from(filesystem.f_bsize).unwrap_or(0);
     let page = page_size() as u64;
@@ -153,6 +153,32 @@ impl Mapping {
         })?;
         // SAFETY: mmap returned `len` bytes at `start`.
         Ok(unsafe { Self::from_raw(start.cast(), len, 0, len) })
+    }
+
+    /// Reserves address space for `len` bytes, aligned to `align` (a power of two, at least a
+    /// page). It holds zeroes, and costs no memory until it is written.
+    pub(super) fn reserve(len: usize, align: usize) -> Result<Self, MemoryError> {
+        let total = len.checked_add(align).ok_or(MemoryError::Overflow {
+            start: 0,
+            len: len as u64,
+        })?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                total,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(|errno| MemoryError::Map {
+            offset: 0,
+            len: len as u64,
+            source: errno.into(),
+        })?;
+        let lead = start.addr().wrapping_neg() & (align - 1);
+        // SAFETY: mmap returned `total` bytes at `start`, and lead < align.
+        Ok(unsafe { Self::from_raw(start.cast(), total, lead, len) })
     }
 
     /// Maps `len` bytes of zeroed private memory in hugepages. There may be none left.

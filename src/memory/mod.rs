@@ -11,9 +11,11 @@
 
 mod fault;
 mod mapping;
+mod reservation;
 mod table;
 
-pub use mapping::{Area, Mapping, hugepage_size, page_size};
+pub use mapping::{Area, Mapping, file_page_size, hugepage_size, page_size};
+pub use reservation::{Piece, Reservation};
 pub use table::{MemTable, Region};
 pub use vm_memory::VolatileSlice;
 
@@ -48,13 +50,28 @@ pub enum MemoryError {
         /// Length of the range.
         len: u64,
     },
+    /// A piece of a file that is not made of its pages, or does not go to whole pages.
+    #[error(
+        "{len:#x} bytes at offset {offset:#x} cannot be shown at {place:#x}: pages have {page:#x} \
+         bytes"
+    )]
+    Unaligned {
+        /// Offset in the file.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Where they should go.
+        place: u64,
+        /// Size of the file's pages.
+        page: u64,
+    },
     /// A region of no bytes.
     #[error("region at guest address {0:#x} is empty")]
     Empty(u64),
     /// No hugepages are free, or the kernel has none.
     #[error("no hugepages for {0:#x} bytes")]
     NoHugepages(usize),
-    /// Two regions claim the same guest addresses.
-    #[error("regions at guest addresses {0:#x} and {1:#x} overlap")]
+    /// Two regions claim the same addresses.
+    #[error("regions at addresses {0:#x} and {1:#x} overlap")]
     Overlap(u64, u64),
 }

@@ -1,10 +1,10 @@
 #![allow(clippy::unwrap_used)]
-use super::super::fake::ConfigBuilder;
+use super::super::ConfigBuilder;
 use super::*;
 
 /// The common part of all dialects, in BAR 4, without the capability types in `without`.
 fn base(device: u16, without: &[u8]) -> ConfigBuilder {
-    let mut builder = ConfigBuilder::new(device).msix(67);
+    let mut builder = ConfigBuilder::new(device).msix(67, (1, 0), (1, 0x8000));
     for (cfg_type, at, tail) in [
         (1, (0, 0x1000), &[][..]),
         (2, (0x3000, 0x1000), &[4]),

@@ -20,7 +20,7 @@ const MAX_CAPABILITIES: usize = (CONFIG_LEN - HEADER_LEN) / 4;
 pub const VENDOR_VIRTIO: u16 = 0x1af4;
 
 /// Capability id of MSI-X.
-pub(super) const CAP_MSIX: u8 = 0x11;
+pub const CAP_MSIX: u8 = 0x11;
 
 /// Capability id of vendor-specific capabilities, which virtio's are.
 pub const CAP_VENDOR: u8 = 0x09;

@@ -6,17 +6,17 @@
 //! where Linux shows functions and which driver has them.
 
 mod address;
+mod builder;
 mod caps;
 mod config;
-#[cfg(any(test, feature = "test-utils"))]
-pub mod fake;
 pub mod sysfs;
 
 pub use address::{Address, BadAddress};
+pub use builder::ConfigBuilder;
 pub use caps::{KNOWN_IDS, Location, NotVvu, Strided, Structures, modern_id};
 pub use config::{
-    CAP_VENDOR, COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, CONFIG_LEN, Capability, ConfigSpace,
-    VENDOR_VIRTIO,
+    CAP_MSIX, CAP_VENDOR, COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, CONFIG_LEN, Capability,
+    ConfigSpace, VENDOR_VIRTIO,
 };
 
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use std::os::unix::fs::symlink;
 
-use super::super::fake::ConfigBuilder;
+use super::super::ConfigBuilder;
 use super::*;
 
 /// A tree like /sys, and a kernel that acts on what is written to it.

@@ -15,6 +15,8 @@ use thiserror::Error;
 use crate::memory::{MemoryError, Region};
 use crate::notify::{Call, Kick};
 use crate::protocol::Message;
+use crate::socket::SendError;
+pub use crate::socket::{Gone, Incoming};
 
 /// What a transport reports.
 #[derive(Debug)]
@@ -25,29 +27,6 @@ pub enum Event {
     Message(Incoming),
     /// The connection is over. The next event is `Connected`, perhaps much later.
     Disconnected(Gone),
-}
-
-/// A message and the file descriptors that came with it (none over VVU).
-#[derive(Debug)]
-pub struct Incoming {
-    /// The message.
-    pub message: Message,
-    /// What came with it.
-    pub attached: Vec<OwnedFd>,
-}
-
-/// Why a connection ended.
-#[derive(Debug, Error)]
-pub enum Gone {
-    /// The front-end closed it.
-    #[error("the front-end closed the connection")]
-    Closed,
-    /// What arrived was not vhost-user, or broke the transport's rules.
-    #[error("protocol violation: {0}")]
-    Violation(String),
-    /// The operating system or the device failed.
-    #[error("{0}")]
-    Failed(String),
 }
 
 /// A region of SET_MEM_TABLE or ADD_MEM_REG, as the message says it.
@@ -116,6 +95,15 @@ pub enum TransportError {
     /// The message cannot be sent (too long for the device, the device is broken).
     #[error("{0}")]
     Send(String),
+}
+
+impl From<SendError> for TransportError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Closed => Self::NotConnected,
+            SendError::Failed(what) => Self::Send(what),
+        }
+    }
 }
 
 /// One front-end's line to us. See the [module](self).

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use super::ring::Layout;
 use super::*;
 use crate::memory::Mapping;
 
@@ -49,7 +50,7 @@ fn queue(direction: Direction) -> (Virtqueue, Device) {
     let queue = Virtqueue::new(&memory, 0, SIZE, LEN, direction).unwrap();
     let device = Device {
         memory: memory.bytes,
-        layout: queue.layout,
+        layout: queue.ring.layout(),
         used: 0,
     };
     (queue, device)

@@ -124,12 +124,12 @@ impl Lab {
 
     /// Whether the QEMU in use has the virtio-vhost-user function.
     pub fn can_have_appliance(&self) -> Result<bool> {
-        self.room.qemu.has_device("virtio-vhost-user-pci")
+        self.room.qemu.has_function()
     }
 
     /// Whether the QEMU in use takes functions from other processes.
     pub fn can_have_served_functions(&self) -> Result<bool> {
-        self.room.qemu.has_device("vfio-user-pci")
+        self.room.qemu.has_vfio_user()
     }
 
     /// A virtual machine that runs `vvu` on virtio-vhost-user functions.

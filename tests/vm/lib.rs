@@ -33,6 +33,7 @@
 //! | `process` | a child that dies with us and whose output is kept |
 //! | `image`, `cpio`, `kernel`, `binaries` | what a guest boots from |
 //! | `setup` | what the machine must have, and how to get it |
+//! | `runner` | tables of cases, one line for each |
 //!
 //! | variable | what it decides |
 //! |---|---|
@@ -58,6 +59,7 @@ mod lab;
 mod process;
 mod qemu;
 mod qmp;
+pub mod runner;
 mod served;
 pub mod setup;
 pub mod traffic;
@@ -68,5 +70,7 @@ pub use guest::Guest;
 pub use job::{Job, Output};
 pub use lab::{Appliance, Lab, Neighbour};
 pub use process::Process;
+pub use qemu::Qemu;
+pub use qmp::Qmp;
 pub use served::ServedFunction;
 pub use trio::{HostTrio, Trio, start_vvu, start_vvu_with};

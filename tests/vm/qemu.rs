@@ -18,7 +18,7 @@ const FIRMWARE: [&str; 2] = ["/usr/share/seabios", "/usr/share/qemu"];
 
 /// A QEMU: one with the virtio-vhost-user device, or one that nobody patched.
 #[derive(Debug, Clone)]
-pub(crate) struct Qemu {
+pub struct Qemu {
     /// The program.
     pub program: PathBuf,
     version: (u32, u32),
@@ -26,13 +26,13 @@ pub(crate) struct Qemu {
 
 impl Qemu {
     /// The program that `VVU_QEMU` names, else the one that `qemu-patches/build` makes.
-    pub(crate) fn get() -> Result<Qemu> {
+    pub fn get() -> Result<Qemu> {
         static QEMU: OnceLock<Qemu> = OnceLock::new();
         Self::once(&QEMU, "VVU_QEMU", &[RELEASE])
     }
 
     /// The program that `VVU_STOCK_QEMU` names, else the same release without our patches.
-    pub(crate) fn stock() -> Result<Qemu> {
+    pub fn stock() -> Result<Qemu> {
         static QEMU: OnceLock<Qemu> = OnceLock::new();
         Self::once(&QEMU, "VVU_STOCK_QEMU", &["--stock", RELEASE])
     }
@@ -49,8 +49,17 @@ impl Qemu {
         Ok(cell.get_or_init(|| Qemu { program, version }).clone())
     }
 
-    /// Whether it has a device of this name.
-    pub(crate) fn has_device(&self, name: &str) -> Result<bool> {
+    /// Whether it has the virtio-vhost-user function.
+    pub fn has_function(&self) -> Result<bool> {
+        self.has_device("virtio-vhost-user-pci")
+    }
+
+    /// Whether it takes functions that other processes serve.
+    pub fn has_vfio_user(&self) -> Result<bool> {
+        self.has_device("vfio-user-pci")
+    }
+
+    fn has_device(&self, name: &str) -> Result<bool> {
         let output = Command::new(&self.program)
             .args(["-device", "help"])
             .output()?;
@@ -59,7 +68,7 @@ impl Qemu {
     }
 
     /// The option of a client socket that tries again every tenth of a second, or in old releases every second.
-    pub(crate) fn reconnect(&self) -> &'static str {
+    pub fn reconnect(&self) -> &'static str {
         if self.version >= (9, 2) {
             "reconnect-ms=100"
         } else {

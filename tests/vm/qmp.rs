@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// A monitor connection. QEMU greets when its main loop runs, which is after it has found its
 /// vhost-user back-end; so the greeting is awaited by the first command.
 #[derive(Debug)]
-pub(crate) struct Qmp {
+pub struct Qmp {
     monitor: BufReader<UnixStream>,
     log: File,
     greeted: bool,
@@ -19,7 +19,7 @@ pub(crate) struct Qmp {
 
 impl Qmp {
     /// Takes over a connection that QEMU has just opened.
-    pub(crate) fn new(monitor: UnixStream, log: File) -> Result<Qmp> {
+    pub fn new(monitor: UnixStream, log: File) -> Result<Qmp> {
         monitor.set_read_timeout(Some(Duration::from_secs(20)))?;
         Ok(Qmp {
             monitor: BufReader::new(monitor),
@@ -29,7 +29,7 @@ impl Qmp {
     }
 
     /// Carries out one command and returns its result; events on the way are only logged.
-    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         if !self.greeted {
             self.line().context("QEMU's greeting")?;
             self.greeted = true;

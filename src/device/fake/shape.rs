@@ -1,6 +1,6 @@
 //! What a fake device looks like from outside: the dialects of VVU.
 
-use crate::pci::fake::ConfigBuilder;
+use crate::pci::ConfigBuilder;
 
 /// Identity, capabilities and sizes of a fake device.
 #[derive(Debug, Clone)]
@@ -120,7 +120,8 @@ impl Shape {
         let (regs, bells) = (self.modern_bar, self.doorbell_bar);
         let (memory_bar, memory) = self.memory;
         let multiplier = [self.multiplier];
-        let mut builder = ConfigBuilder::new(self.id).msix(self.vectors.max(1));
+        let mut builder =
+            ConfigBuilder::new(self.id).msix(self.vectors.max(1), (1, 0), (1, 0x8000));
         for (cfg_type, bar, at, tail) in [
             (1, regs, (COMMON, 0x1000), &[][..]),
             (2, regs, (NOTIFY, 0x1000), &[4]),

@@ -4,6 +4,7 @@
 mod bench;
 mod fake;
 mod hostile;
+mod model;
 mod negotiate;
 mod rings;
 mod rust_vmm;

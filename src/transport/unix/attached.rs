@@ -1,10 +1,9 @@
 //! What file descriptors are good for: memory and notifications.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-
-use rustix::fs::OFlags;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::memory::{Mapping, Region};
+use crate::notify::claim_eventfd;
 use crate::transport::{RegionRequest, TransportError};
 
 /// Maps each region from its file descriptor.
@@ -45,7 +44,11 @@ pub(super) fn eventfd(
     match (nofd, fds.next(), fds.next()) {
         (true, None, _) => Ok(None),
         (false, Some(fd), None) => {
-            check_eventfd(what, fd.as_fd())?;
+            claim_eventfd(fd.as_fd()).map_err(|found| TransportError::Kind {
+                what,
+                found,
+                expected: "an eventfd",
+            })?;
             Ok(Some(fd))
         }
         _ => Err(TransportError::Attached {
@@ -54,23 +57,4 @@ pub(super) fn eventfd(
             expected: usize::from(!nofd),
         }),
     }
-}
-
-/// Makes sure that reading and writing `fd` does what it does on an eventfd. Anything else might
-/// stay readable for ever, or fill up.
-fn check_eventfd(what: &'static str, fd: BorrowedFd<'_>) -> Result<(), TransportError> {
-    const EVENTFD: &str = "anon_inode:[eventfd]";
-    let kind = |found| TransportError::Kind {
-        what,
-        found,
-        expected: "an eventfd",
-    };
-    // Without /proc there is no telling; front-ends that are not out to harm send eventfds.
-    if let Ok(link) = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())
-        && link.to_bytes() != EVENTFD.as_bytes()
-    {
-        return Err(kind(link.to_string_lossy().into_owned()));
-    }
-    let flags = rustix::fs::fcntl_getfl(fd).map_err(|errno| kind(errno.to_string()))?;
-    rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(|errno| kind(errno.to_string()))
 }

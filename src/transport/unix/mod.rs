@@ -4,17 +4,14 @@
 //! front-ends, [`UnixTransport::connect`] goes and finds one. Either way one front-end is served
 //! at a time, and when it is gone the next one is waited for.
 //!
-//! Three parts: `endpoint` gets connected sockets, `wire` makes messages of a stream's bytes, and
-//! `attached` makes memory, kicks and calls of file descriptors. None of them knows what a
-//! message means.
+//! Connections and the messages on them come from [`socket`](crate::socket); `attached` makes
+//! memory, kicks and calls of file descriptors. None of them knows what a message means.
 
 mod attached;
-mod endpoint;
 #[cfg(test)]
 mod tests;
-mod wire;
 
-pub use endpoint::EndpointError;
+pub use crate::socket::EndpointError;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -25,8 +22,7 @@ use super::{Event, Gone, RegionRequest, Transport, TransportError};
 use crate::memory::Region;
 use crate::notify::{Call, Kick};
 use crate::protocol::Message;
-use endpoint::Endpoint;
-use wire::{Received, Wire};
+use crate::socket::{Endpoint, Received, Wire};
 
 /// Rings that SET_VRING_KICK can name: its index has 8 bits.
 const MAX_RINGS: u16 = 256;
@@ -73,7 +69,7 @@ impl UnixTransport {
 
     /// Tries to get a connection.
     fn accept(&mut self) -> Option<Event> {
-        let socket = self.endpoint.next()?;
+        let socket = self.endpoint.attempt()?;
         // The listener stays out of the poll set, so that the next front-end in line does not
         // wake us before this one is gone.
         let _ = epoll::delete(&self.poll, self.endpoint.fd());
@@ -125,7 +121,7 @@ impl Transport for UnixTransport {
 
     fn send(&mut self, message: &Message) -> Result<(), TransportError> {
         let wire = self.wire.as_mut().ok_or(TransportError::NotConnected)?;
-        wire.send(&message.to_bytes())
+        Ok(wire.send(&message.to_bytes())?)
     }
 
     fn protocol_features(&self) -> u64 {

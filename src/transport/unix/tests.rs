@@ -12,6 +12,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::*;
 use crate::protocol::{Reply, Request};
+use crate::socket::MAX_PAYLOAD;
 
 /// A directory of this test's own.
 struct Dir(PathBuf);
@@ -137,7 +138,7 @@ fn payloads_are_bounded() {
     let most = Message {
         request: 26,
         flags: 1,
-        payload: vec![0x5a; wire::MAX_PAYLOAD],
+        payload: vec![0x5a; MAX_PAYLOAD],
     };
     let writer = {
         let (mut stream, bytes) = (stream.try_clone().unwrap(), most.to_bytes());

@@ -1,27 +1,22 @@
-//! Runs a table of cases one after the other, with the machines that they share.
+//! The machines that cases share.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
-use std::{env, fmt};
+use std::sync::OnceLock;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Result, bail};
+use vvu_tests::runner::{self, Missing};
 use vvu_tests::{HostTrio, Lab, Trio, setup};
 
-/// The machines that cases share. At most one line-up is up.
+/// What is there when a case begins. At most one line-up is up.
 #[derive(Default)]
 pub(crate) struct Stage {
     trio: Option<Trio>,
     stock: Option<Trio>,
     host: Option<HostTrio>,
-    case: &'static str,
+    case: String,
     logs: Option<PathBuf>,
 }
-
-/// What a case cannot run without on this machine.
-#[derive(Debug)]
-struct Missing(String);
 
 impl Stage {
     /// An appliance between two neighbours.
@@ -42,8 +37,8 @@ impl Stage {
     /// The same, none of whose VMMs is patched.
     pub(crate) fn stock(&mut self) -> Result<&mut Trio> {
         if self.stock.is_none() {
-            self.clear();
-            let lab = match Lab::stock(self.case) {
+            self.end_all();
+            let lab = match Lab::stock(&self.case) {
                 Ok(lab) => lab,
                 Err(error) => bail!(Missing(format!("there is no unpatched QEMU: {error:#}"))),
             };
@@ -69,89 +64,48 @@ impl Stage {
 
     /// An empty lab, for a case with machines of its own.
     pub(crate) fn own_lab(&mut self) -> Result<Lab> {
-        self.clear();
-        let lab = Lab::new(self.case)?;
+        self.end_all();
+        let lab = Lab::new(&self.case)?;
         self.logs = Some(lab.logs().to_owned());
         Ok(lab)
     }
 
     /// Ends whatever is up.
-    fn clear(&mut self) {
+    fn end_all(&mut self) {
         (self.trio, self.stock, self.host) = (None, None, None);
     }
 }
 
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl runner::Stage for Stage {
+    fn begin(&mut self, case: &str) -> Result<()> {
+        static MISSING: OnceLock<Option<String>> = OnceLock::new();
+        case.clone_into(&mut self.case);
+        let missing =
+            MISSING.get_or_init(|| setup::ensure_ready().err().map(|what| format!("{what:#}")));
+        match missing {
+            None => Ok(()),
+            Some(what) => Err(Missing(what.clone()).into()),
+        }
+    }
+
+    fn clear(&mut self, skipped: bool) {
+        if let (false, Some(logs)) = (skipped, &self.logs) {
+            println!("     logs are in {}", logs.display());
+        }
+        *self = Self::default();
     }
 }
-
-impl std::error::Error for Missing {}
 
 /// A case's name and what it does.
 pub(crate) type Case = (&'static str, fn(&mut Stage) -> Result<()>);
 
 /// Runs the cases that the command line asks for.
 pub(crate) fn run(cases: &[Case]) -> ExitCode {
-    // Options of libtest, such as --nocapture, have no meaning here: output is never captured.
-    let (options, filters): (Vec<String>, Vec<String>) =
-        env::args().skip(1).partition(|word| word.starts_with('-'));
-    let wanted = |name: &str| {
-        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
-    };
-    let cases: Vec<&Case> = cases.iter().filter(|(name, _)| wanted(name)).collect();
-    if options.iter().any(|option| option == "--list") {
-        cases.iter().for_each(|(name, _)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    let start = Instant::now();
-    let mut stage = Stage::default();
-    let missing = setup::ensure_ready()
-        .err()
-        .map(|error| format!("{error:#}"));
-    let mut failed = 0;
-    for (name, case) in &cases {
-        print!("test {name} ... ");
-        // A test must not fail because nobody reads along.
-        let _ = io::stdout().flush();
-        let case_start = Instant::now();
-        stage.case = name;
-        let outcome = match &missing {
-            None => case(&mut stage),
-            Some(what) => Err(Missing(what.clone()).into()),
-        };
-        let Err(error) = outcome else {
-            println!("ok ({:.1} s)", case_start.elapsed().as_secs_f64());
-            continue;
-        };
-        failed += usize::from(!report(&error, &mut stage));
-    }
-    println!(
-        "\n{} cases, {failed} failed, {:.0} s",
-        cases.len(),
-        start.elapsed().as_secs_f64()
-    );
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-/// Says what went wrong and clears the stage. Nothing may be skipped where somebody relies on the
-/// outcome: with `CI` set a case that cannot run has failed.
-fn report(error: &Error, stage: &mut Stage) -> bool {
-    let skipped = error.is::<Missing>();
-    let tolerated = skipped && env::var_os("CI").is_none();
-    println!(
-        "{}: {error:#}",
-        if tolerated { "SKIPPED" } else { "FAILED" }
-    );
-    let logs = stage.logs.take();
-    if let (false, Some(logs)) = (skipped, logs) {
-        println!("     logs are in {}", logs.display());
-    }
-    *stage = Stage::default();
-    tolerated
+    let cases = cases.iter().map(|(name, case)| {
+        (
+            name.to_string(),
+            Box::new(*case) as Box<dyn Fn(&mut Stage) -> _>,
+        )
+    });
+    runner::run(&mut Stage::default(), cases.collect())
 }

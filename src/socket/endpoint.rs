@@ -55,7 +55,10 @@ pub enum EndpointError {
 
 /// A source of connected sockets.
 #[derive(Debug)]
-pub(super) enum Endpoint {
+pub struct Endpoint(Source);
+
+#[derive(Debug)]
+enum Source {
     Listener {
         socket: OwnedFd,
         path: PathBuf,
@@ -71,7 +74,8 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn listen(path: &Path) -> Result<Self, EndpointError> {
+    /// Listens at `path`. A socket file that nobody listens at is replaced.
+    pub fn listen(path: &Path) -> Result<Self, EndpointError> {
         let address = address(path)?;
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -98,38 +102,39 @@ impl Endpoint {
         bound.map_err(at("bind"))?;
         let file = identity(&rustix::fs::lstat(path).map_err(at("look at"))?);
         listen(&socket, BACKLOG).map_err(at("listen at"))?;
-        Ok(Self::Listener {
+        Ok(Self(Source::Listener {
             socket,
             path: path.to_owned(),
             file: Some(file),
-        })
+        }))
     }
 
-    pub(super) fn connect(path: &Path) -> Result<Self, EndpointError> {
+    /// Calls whoever listens at `path`, until there is somebody.
+    pub fn connect(path: &Path) -> Result<Self, EndpointError> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, flags).map_err(EndpointError::System)?;
-        let endpoint = Self::Caller {
+        let endpoint = Self(Source::Caller {
             address: address(path)?,
             timer,
             wait: RETRY_FIRST,
-        };
+        });
         endpoint.set_timer(Duration::from_nanos(1));
         Ok(endpoint)
     }
 
-    /// What becomes readable when [`Endpoint::next`] is worth a try.
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Listener { socket, .. } => socket.as_fd(),
-            Self::Caller { timer, .. } => timer.as_fd(),
+    /// What becomes readable when [`Endpoint::attempt`] is worth a try.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Source::Listener { socket, .. } => socket.as_fd(),
+            Source::Caller { timer, .. } => timer.as_fd(),
         }
     }
 
     /// A connected socket, if there is one to be had now.
-    pub(super) fn next(&mut self) -> Option<OwnedFd> {
-        match self {
-            Self::Listener { socket, .. } => {
+    pub fn attempt(&mut self) -> Option<OwnedFd> {
+        match &mut self.0 {
+            Source::Listener { socket, .. } => {
                 match accept_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                     Ok(socket) => Some(socket),
                     Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => None,
@@ -142,7 +147,7 @@ impl Endpoint {
                     }
                 }
             }
-            Self::Caller {
+            Source::Caller {
                 address,
                 timer,
                 wait,
@@ -163,8 +168,8 @@ impl Endpoint {
 
     /// A connection is over; `useful` if it brought anything. One that did not counts as a failed
     /// attempt, so that a peer that hangs up at once is not called in a loop.
-    pub(super) fn rearm(&mut self, useful: bool) {
-        if let Self::Caller { wait, .. } = self {
+    pub fn rearm(&mut self, useful: bool) {
+        if let Source::Caller { wait, .. } = &mut self.0 {
             if useful {
                 *wait = RETRY_FIRST;
             }
@@ -175,7 +180,7 @@ impl Endpoint {
     }
 
     fn set_timer(&self, wait: Duration) {
-        let Self::Caller { timer, .. } = self else {
+        let Source::Caller { timer, .. } = &self.0 else {
             return;
         };
         let once = Itimerspec {
@@ -188,9 +193,9 @@ impl Endpoint {
     }
 
     /// Stops listening or calling, and removes the socket file if it is still ours.
-    pub(super) fn close(&mut self) {
-        match self {
-            Self::Listener { path, file, .. } => {
+    pub fn close(&mut self) {
+        match &mut self.0 {
+            Source::Listener { path, file, .. } => {
                 let found = rustix::fs::lstat(&*path).ok().map(|stat| identity(&stat));
                 if file.is_some() && found == *file {
                     let _ = rustix::fs::unlink(&*path);
@@ -198,7 +203,7 @@ impl Endpoint {
                 *file = None;
             }
             // A time of zero disarms.
-            Self::Caller { .. } => self.set_timer(Duration::ZERO),
+            Source::Caller { .. } => self.set_timer(Duration::ZERO),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Configuration spaces made to order, for tests and fakes.
+//! Configuration spaces made to order: what a device model shows, and tests.
 
 use super::config::{CAP_MSIX, CAP_VENDOR, CONFIG_LEN};
 
@@ -34,6 +34,7 @@ impl ConfigBuilder {
     ///
     /// # Panics
     /// When the space is full.
+    #[allow(clippy::indexing_slicing)]
     pub fn capability(mut self, id: u8, body: &[u8]) -> Self {
         self.bytes[self.link] = self.end as u8;
         self.bytes[self.end] = id;
@@ -58,11 +59,14 @@ impl ConfigBuilder {
         self.virtio(8, id, bar, at, &high)
     }
 
-    /// Appends an MSI-X capability with `vectors` vectors.
-    pub fn msix(self, vectors: u16) -> Self {
+    /// Appends an MSI-X capability with `vectors` vectors; table and pending bits are in the BAR
+    /// and at the offset (a multiple of 8) that are given.
+    pub fn msix(self, vectors: u16, table: (u8, u32), pending: (u8, u32)) -> Self {
         let control = vectors.wrapping_sub(1) & 0x7ff;
         let mut body = control.to_le_bytes().to_vec();
-        body.extend([0; 8]);
+        for (bar, offset) in [table, pending] {
+            body.extend((offset & !7 | u32::from(bar & 7)).to_le_bytes());
+        }
         self.capability(CAP_MSIX, &body)
     }
 

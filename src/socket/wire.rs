@@ -5,7 +5,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,14 +15,16 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
+use thiserror::Error;
+
+use super::{Gone, Incoming};
 use crate::protocol::{HEADER_LEN, Message};
-use crate::transport::{Gone, Incoming, TransportError};
 
 /// File descriptors that may come with a message.
 const MAX_FDS: usize = 8;
 
 /// Longest payload taken. The longest in use has a little over 4 KiB.
-pub(super) const MAX_PAYLOAD: usize = 64 << 10;
+pub const MAX_PAYLOAD: usize = 64 << 10;
 
 /// How long a front-end may take to read a reply.
 const SEND_DEADLINE: Duration = Duration::from_secs(3);
@@ -49,9 +51,20 @@ impl Progress {
     };
 }
 
+/// Why bytes could not be sent.
+#[derive(Debug, Error)]
+pub enum SendError {
+    /// The front-end is not there any more.
+    #[error("the front-end closed the connection")]
+    Closed,
+    /// Another reason.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// What a look at the socket brought.
 #[derive(Debug)]
-pub(super) enum Received {
+pub enum Received {
     /// A message is complete.
     Message(Incoming),
     /// There is no more to read for now.
@@ -60,7 +73,7 @@ pub(super) enum Received {
 
 /// A connection. See the [module](self).
 #[derive(Debug)]
-pub(super) struct Wire {
+pub struct Wire {
     socket: OwnedFd,
     progress: Progress,
     attached: Vec<OwnedFd>,
@@ -69,7 +82,7 @@ pub(super) struct Wire {
 
 impl Wire {
     /// Takes a connected, non-blocking socket.
-    pub(super) fn new(socket: OwnedFd) -> Self {
+    pub fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
             progress: Progress::START,
@@ -78,13 +91,18 @@ impl Wire {
         }
     }
 
+    /// The socket, to wait on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// Whether a whole message ever arrived.
-    pub(super) fn heard(&self) -> bool {
+    pub fn heard(&self) -> bool {
         self.heard
     }
 
     /// Reads until a message is complete or there is nothing to read.
-    pub(super) fn receive(&mut self) -> Result<Received, Gone> {
+    pub fn receive(&mut self) -> Result<Received, Gone> {
         loop {
             if let Some(message) = self.complete()? {
                 let attached = std::mem::take(&mut self.attached);
@@ -183,31 +201,40 @@ impl Wire {
     }
 
     /// Sends all of `bytes`, or gives up when the front-end does not read them in time.
-    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), TransportError> {
+    pub fn send(&mut self, bytes: &[u8]) -> Result<(), SendError> {
         let deadline = Instant::now() + SEND_DEADLINE;
         let mut rest = bytes;
         while !rest.is_empty() {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let mut control = SendAncillaryBuffer::default();
-            match sendmsg(&self.socket, &[IoSlice::new(rest)], &mut control, flags) {
-                Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
-                Err(Errno::AGAIN) => self.wait_until_writable(deadline)?,
-                Err(Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(TransportError::NotConnected),
-                Err(errno) => {
-                    return Err(TransportError::Send(format!(
-                        "cannot write the socket: {errno}"
-                    )));
-                }
+            match self.send_some(rest)? {
+                0 => self.wait_until_writable(deadline)?,
+                sent => rest = rest.get(sent..).unwrap_or_default(),
             }
         }
         Ok(())
     }
 
-    fn wait_until_writable(&self, deadline: Instant) -> Result<(), TransportError> {
+    /// Sends as much of `bytes` as the socket takes now, and says how much that was.
+    pub fn send_some(&mut self, bytes: &[u8]) -> Result<usize, SendError> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        loop {
+            let mut control = SendAncillaryBuffer::default();
+            return match sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, flags) {
+                Ok(sent) => Ok(sent),
+                Err(Errno::AGAIN) => Ok(0),
+                Err(Errno::INTR) => continue,
+                Err(Errno::PIPE | Errno::CONNRESET) => Err(SendError::Closed),
+                Err(errno) => {
+                    let what = format!("cannot write the socket: {errno}");
+                    Err(SendError::Failed(what))
+                }
+            };
+        }
+    }
+
+    fn wait_until_writable(&self, deadline: Instant) -> Result<(), SendError> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(TransportError::Send(format!(
+            return Err(SendError::Failed(format!(
                 "the front-end did not read a reply for {} s",
                 SEND_DEADLINE.as_secs()
             )));
@@ -219,7 +246,7 @@ impl Wire {
         )];
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(TransportError::Send(format!(
+            Err(errno) => Err(SendError::Failed(format!(
                 "cannot poll the socket: {errno}"
             ))),
         }

@@ -1,0 +1,123 @@
+//! A device under test between the driver and the front-end that a case plays.
+
+use std::time::Instant;
+
+use crate::driver::{BACKEND_UP, BOTH_UP, CONFIG, Driver};
+use crate::front_end::FrontEnd;
+use crate::target::{Machine, Setup, Target};
+use crate::{PATIENCE, pause};
+
+/// What a case has.
+pub(crate) struct Bench {
+    /// The driver. It goes first.
+    pub(crate) driver: Driver,
+    /// The device.
+    pub(crate) machine: Box<dyn Machine>,
+}
+
+impl Bench {
+    /// A device that nobody has touched.
+    pub(crate) fn new(target: &dyn Target, setup: &Setup) -> Self {
+        let mut machine = match target.machine(setup) {
+            Ok(machine) => machine,
+            Err(error) => panic!("no device: {error:#}"),
+        };
+        let driver = Driver::new(machine.function(), setup.rings);
+        Self { driver, machine }
+    }
+
+    /// A device that has been brought up, without device feature bits.
+    pub(crate) fn started(target: &dyn Target) -> Self {
+        let mut bench = Self::new(target, &Setup::default());
+        bench.driver.start(0, 16, 8192);
+        bench
+    }
+
+    /// A front-end connects.
+    pub(crate) fn connect(&self) -> FrontEnd {
+        FrontEnd::connect(self.machine.socket())
+    }
+
+    /// A front-end connects and is let in.
+    #[track_caller]
+    pub(crate) fn connect_up(&mut self) -> FrontEnd {
+        let front_end = self.connect();
+        self.driver.set_status(BACKEND_UP);
+        self.driver.wait_status(BOTH_UP);
+        self.driver.wait_interrupt(CONFIG);
+        front_end
+    }
+
+    /// The front-end leaves.
+    #[track_caller]
+    pub(crate) fn close(&mut self, front_end: FrontEnd) {
+        drop(front_end);
+        self.driver.wait_status(0);
+        self.driver.wait_interrupt(CONFIG);
+        self.driver.drain();
+    }
+
+    /// The device has thrown the front-end out, and the driver hears of nothing else.
+    #[track_caller]
+    pub(crate) fn is_dropped(&mut self, mut front_end: FrontEnd) {
+        self.driver.wait_status(0);
+        self.driver.wait_interrupt(CONFIG);
+        front_end.is_hung_up();
+        if let Some(message) = self.driver.poll_rx() {
+            panic!("delivered all the same: {message:?}");
+        }
+        self.driver.drain();
+    }
+
+    /// Descriptors that the device's process has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.machine.process());
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
+    /// How often the device's process has mapped memory files of this name.
+    pub(crate) fn mappings(&self, name: &str) -> usize {
+        let maps = format!("/proc/{}/maps", self.machine.process());
+        let maps = std::fs::read_to_string(maps).unwrap();
+        let name = format!("/memfd:{name} ");
+        maps.lines().filter(|line| line.contains(&name)).count()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_descriptors(&self, expected: usize) {
+        let start = Instant::now();
+        while self.descriptors() != expected {
+            let now = self.descriptors();
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{now} descriptors instead of {expected}"
+            );
+            self.driver.status();
+            pause();
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_mappings(&mut self, name: &str, expected: usize) {
+        let start = Instant::now();
+        while self.mappings(name) != expected {
+            let now = self.mappings(name);
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{now} mappings instead of {expected}"
+            );
+            self.machine.settle();
+            pause();
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let alive = self.machine.check();
+        match alive {
+            Err(error) if std::thread::panicking() => eprintln!("{error:#}"),
+            alive => alive.expect("the device is well"),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Where the device under test comes from.
+
+mod qemu;
+mod qtest;
+
+pub(crate) use qemu::QemuTarget;
+pub(crate) use qemu::front_end as qemu_front_end;
+
+use std::path::Path;
+
+use anyhow::Result;
+use vvu::pci::PciFunction;
+
+/// What a device under test shall be like.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// Rings of a front-end that it can carry, N.
+    pub(crate) rings: u16,
+    /// Size of the memory window.
+    pub(crate) window: u64,
+    /// Its identity.
+    pub(crate) uuid: Option<[u8; 16]>,
+    /// Whether it offers LAYOUT.
+    pub(crate) layout: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            rings: 8,
+            window: 1 << 30,
+            uuid: None,
+            layout: true,
+        }
+    }
+}
+
+/// Makes devices.
+pub(crate) trait Target {
+    /// What to call it.
+    fn name(&self) -> &'static str;
+
+    /// Whether there can be devices here at all.
+    fn ready(&self) -> Result<()>;
+
+    /// A new device.
+    fn machine(&self, setup: &Setup) -> Result<Box<dyn Machine>>;
+}
+
+/// A device with what is around it. Dropping it ends it.
+pub(crate) trait Machine {
+    /// The function, for its driver. Once.
+    fn function(&mut self) -> Box<dyn PciFunction>;
+
+    /// Where front-ends connect.
+    fn socket(&self) -> &Path;
+
+    /// Puts another socket in the place of the one that front-ends connect to. False if there is
+    /// no such thing.
+    fn replace_socket(&mut self) -> bool {
+        false
+    }
+
+    /// The process that has the device.
+    fn process(&self) -> u32;
+
+    /// Lets everything come to rest that may still hold what was taken away.
+    fn settle(&mut self) {}
+
+    /// Fails if the device has died. What it has printed helps to see why.
+    fn check(&mut self) -> Result<()>;
+}
