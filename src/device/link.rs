@@ -157,14 +157,20 @@ impl Device {
         if !left.is_zero() {
             return Step::Wait(Some(left));
         }
-        match self.initialise() {
+        match self.initialise_again() {
             Ok(()) => {
                 tracing::info!(device = self.name(), "brought up again");
+                self.trouble = None;
                 self.link = Link::idle();
                 Step::Again
             }
             Err(error) => {
-                tracing::warn!(device = self.name(), %error, "cannot bring up the device again");
+                // It may take hours, and the reason is the same every second.
+                let trouble = Some(error.to_string());
+                if self.trouble != trouble {
+                    tracing::warn!(device = self.name(), %error, "cannot bring up the device again");
+                }
+                self.trouble = trouble;
                 let retry = Instant::now() + RETRY_INTERVAL;
                 self.link = Link::Broken { retry };
                 Step::Wait(Some(RETRY_INTERVAL))
@@ -174,7 +180,11 @@ impl Device {
 
     /// Throws away what belongs to the connection that ended, then lets the next one in.
     fn arm(&mut self, since: Instant) -> Step {
-        if self.check_alive().is_err() || self.discard().is_err() {
+        if let Err(error) = self.check_alive() {
+            self.give_up(&error);
+            return Step::Again;
+        }
+        if self.discard().is_err() {
             self.link = Link::broken();
             return Step::Again;
         }
@@ -214,7 +224,7 @@ impl Device {
             Ok(status) => status,
             Err(error) => {
                 tracing::warn!(device = self.name(), %error, "no front-end was there");
-                self.link = Link::broken();
+                self.give_up(&error);
                 return Step::Again;
             }
         };
@@ -272,13 +282,18 @@ impl Device {
         Step::Report(LinkEvent::Disconnected(Loss::Closed))
     }
 
-    fn fail(&mut self, error: DeviceError) -> Step {
+    fn give_up(&mut self, error: &DeviceError) {
+        self.lost |= matches!(error, DeviceError::Gone);
         self.link = Link::broken();
+    }
+
+    fn fail(&mut self, error: DeviceError) -> Step {
+        self.give_up(&error);
         Step::Report(LinkEvent::Disconnected(Loss::Failed(error)))
     }
 
     /// The link's status bits, if the device is well.
-    fn check_alive(&self) -> Result<u32, DeviceError> {
+    pub(super) fn check_alive(&self) -> Result<u32, DeviceError> {
         let state = self.registers.common.device_status.read();
         let status = self.registers.config.status.read();
         if state == u8::MAX && status == u32::MAX {

@@ -18,7 +18,7 @@ pub(super) fn open(shape: Shape) -> (Fake, Device) {
 }
 
 /// Waits on the poll descriptor, as a program would, for the next event.
-fn next(device: &mut Device) -> Option<LinkEvent> {
+pub(super) fn next(device: &mut Device) -> Option<LinkEvent> {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
         if let Some(event) = device.next_event() {

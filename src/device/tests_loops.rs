@@ -32,7 +32,7 @@ fn nothing_leaks_in_a_thousand_connections() {
 #[ignore = "run by nothing_leaks_in_a_thousand_connections, in a process of its own"]
 fn a_thousand_connections() {
     for shape in [Shape::ours(), Shape::prototype(0x1058)] {
-        let (fake, mut device) = open(shape);
+        let (fake, mut device) = open(shape.clone());
         let mut baseline = None;
         for round in 0..1001u32 {
             fake.connect();
@@ -50,7 +50,7 @@ fn a_thousand_connections() {
             let kicks = [0, 1].map(|ring| device.kick(ring).unwrap().unwrap());
             let call = device.doorbell(1).unwrap();
             call.0.write(call.1);
-            match round % 4 {
+            match round % 5 {
                 0 | 1 => {
                     fake.disconnect();
                     expect_closed(&mut device);
@@ -59,7 +59,13 @@ fn a_thousand_connections() {
                     fake.need_reset();
                     expect_failed(&mut device);
                 }
-                _ => device.disconnect(),
+                3 => device.disconnect(),
+                _ => {
+                    assert_eq!(fake.violations(), [""; 0]);
+                    fake.go();
+                    expect_failed(&mut device);
+                    fake.come_back(shape.clone());
+                }
             }
             drop((memory, kicks, call));
             assert!(device.next_event().is_none());

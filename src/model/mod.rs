@@ -1,9 +1,10 @@
 //! The whole VVU function as a device model in software: the other side of the tunnel.
 //!
 //! A [`Model`] has two sides. To a bus it is a PCI function: configuration space, BARs, DMA maps,
-//! interrupt vectors; [`Model::function`] is that as a driver in this process uses it. To a
-//! neighbour's VMM it is a vhost-user back-end at an AF_UNIX socket. What travels between the two
-//! it passes on by the rules of docs/device.md, and knows no driver.
+//! interrupt vectors; [`Model::function`] is that as a driver in this process uses it, and a
+//! [`Server`] offers it to another process. To a neighbour's VMM it is a vhost-user back-end at an
+//! AF_UNIX socket. What travels between the two it passes on by the rules of docs/device.md, and
+//! knows no driver.
 //!
 //! Registers act on the thread that accesses them; one thread of each model's own waits for the
 //! front-end's messages and kicks. Neither side is trusted: nothing that they write makes the model
@@ -19,6 +20,7 @@ mod messages;
 mod queues;
 mod receive;
 mod registers;
+mod server;
 mod shape;
 mod status;
 mod thread;
@@ -49,6 +51,7 @@ use queues::DeviceQueue;
 use window::Window;
 
 pub use link::LinkState;
+pub use server::{Server, ServerStatus};
 pub use shape::{Dialect, Shape};
 pub use status::{Counters, ModelStatus};
 

@@ -9,7 +9,8 @@ mod model;
 mod ring;
 mod shape;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -75,21 +76,33 @@ impl Fake {
     /// # Panics
     /// When the system has no memory for its window.
     pub fn function(&self) -> FakeFunction {
-        let (config, window) = {
-            let model = self.lock();
-            (model.shape.config(), model.shape.window)
-        };
+        let mut model = self.lock();
         #[allow(clippy::expect_used)]
-        let memory = {
+        let (memory, hangup) = {
             let memory = memfd_create("vvu-fake", MemfdFlags::CLOEXEC).expect("memfd");
-            ftruncate(&memory, window).expect("memfd size");
-            memory
+            ftruncate(&memory, model.shape.window).expect("memfd size");
+            let (ours, theirs) = UnixStream::pair().expect("socket pair");
+            model.hangup = Some(ours);
+            (memory, theirs)
         };
         FakeFunction {
-            config,
+            config: model.shape.config(),
             memory,
+            hangup,
             model: self.model.clone(),
         }
+    }
+
+    /// The device is gone, with everything that it held.
+    pub fn go(&self) {
+        let mut model = self.lock();
+        model.faults.gone = true;
+        model.hangup = None;
+    }
+
+    /// There is a device again, of this shape.
+    pub fn come_back(&self, shape: Shape) {
+        *self.lock() = Model::new(shape);
     }
 
     fn lock(&self) -> MutexGuard<'_, Model> {
@@ -175,6 +188,7 @@ pub struct FakeFunction {
     /// Configuration space.
     pub config: Vec<u8>,
     memory: OwnedFd,
+    hangup: UnixStream,
     model: Arc<Mutex<Model>>,
 }
 
@@ -279,6 +293,24 @@ impl PciFunction for FakeFunction {
         model.flrs += 1;
         model.reset();
         Ok(())
+    }
+
+    fn hangup(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.hangup.as_fd())
+    }
+
+    fn reopen(&mut self) -> Result<bool, PciError> {
+        let fake = Fake {
+            model: self.model.clone(),
+        };
+        if self.lock().faults.gone {
+            return Err(PciError::Io {
+                what: "fake".to_owned(),
+                source: std::io::ErrorKind::NotConnected.into(),
+            });
+        }
+        *self = fake.function();
+        Ok(true)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use vm_memory::Bytes;
 
@@ -49,6 +50,8 @@ pub(super) struct Model {
     pub(super) dma: Dma,
     next_iova: u64,
     pub(super) flrs: u32,
+    /// Closed when the device goes.
+    pub(super) hangup: Option<UnixStream>,
 
     device_status: u8,
     feature_select: [u32; 2],
@@ -85,6 +88,7 @@ impl Model {
             dma: Vec::new(),
             next_iova: 0x1_0000_0000,
             flrs: 0,
+            hangup: None,
             // As a predecessor that was killed left it.
             device_status: 15,
             feature_select: [7, 7],
