@@ -46,7 +46,7 @@ const SRC: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("mmio", &["memory"]),
     ("vfio", &["memory", "mmio", "pci"]),
-    ("vfio_user", &["memory", "mmio", "pci"]),
+    ("vfio_user", &["memory", "mmio", "pci", "socket"]),
     ("notify", &["mmio"]),
     ("socket", &["protocol"]),
     ("virtqueue", &["memory", "pci"]),
