@@ -109,7 +109,7 @@ impl Client {
     ) -> Result<Self, VfioUserError> {
         let mut client = Self {
             name: name.to_owned(),
-            socket: call(path)?,
+            socket: call(path).map_err(VfioUserError::Connect)?,
             next_id: AtomicU16::new(0),
             replies: Mutex::new(Replies {
                 frames: Frames::new(MAX_FDS),

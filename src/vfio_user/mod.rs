@@ -46,7 +46,7 @@ use crate::socket::EndpointError;
 pub enum VfioUserError {
     /// There is nobody at the path.
     #[error("{0}; is its server (`vvu device`) running?")]
-    Connect(#[from] EndpointError),
+    Connect(EndpointError),
     /// The server closed the connection, now or earlier.
     #[error("the server closed the connection; if it runs, another client may have the function")]
     Closed,
