@@ -181,6 +181,23 @@ impl Drop for Owner {
     }
 }
 
+/// The work of a model that has no thread for it, for tests where one thing happens after the
+/// other.
+#[cfg(any(test, feature = "test-utils"))]
+#[derive(Debug)]
+pub struct ByHand {
+    steps: thread::Steps,
+}
+
+#[cfg(any(test, feature = "test-utils"))]
+impl ByHand {
+    /// Does what there is to do, without waiting. Whether there was anything.
+    pub fn work(&mut self) -> bool {
+        let now = rustix::event::Timespec::default();
+        self.steps.step(Some(&now)).unwrap_or(false)
+    }
+}
+
 /// A VVU function in software. A cheap handle; the device ends with the last one. See the
 /// [module](self).
 #[derive(Debug, Clone)]
@@ -206,6 +223,39 @@ impl Model {
     }
 
     fn build(shape: Shape, front_end: FrontEnd, peer: Option<OwnedFd>) -> Result<Self, ModelError> {
+        let (shared, endpoint) = Self::assemble(shape, front_end, peer)?;
+        let thread = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("vvu-model".to_owned())
+                .spawn(move || thread::run(shared, endpoint))?
+        };
+        Ok(Self::owned(shared, Some(thread)))
+    }
+
+    /// The same without a thread: what that would do is done when [`ByHand::work`] is called.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn by_hand(
+        shape: Shape,
+        front_end: FrontEnd,
+        peer: Option<OwnedFd>,
+    ) -> Result<(Self, ByHand), ModelError> {
+        let (shared, endpoint) = Self::assemble(shape, front_end, peer)?;
+        let steps = thread::Steps::new(Arc::clone(&shared), endpoint);
+        Ok((Self::owned(shared, None), ByHand { steps }))
+    }
+
+    fn owned(shared: Arc<Shared>, thread: Option<JoinHandle<()>>) -> Self {
+        Self {
+            owner: Arc::new(Owner { shared, thread }),
+        }
+    }
+
+    fn assemble(
+        shape: Shape,
+        front_end: FrontEnd,
+        peer: Option<OwnedFd>,
+    ) -> Result<(Arc<Shared>, Endpoint), ModelError> {
         shape.check()?;
         let layout = Layout::new(&shape);
         let endpoint = match &front_end {
@@ -229,17 +279,7 @@ impl Model {
             stopping: AtomicBool::new(false),
             shape,
         });
-        let thread = {
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name("vvu-model".to_owned())
-                .spawn(move || thread::run(&shared, endpoint))?
-        };
-        let owner = Arc::new(Owner {
-            shared,
-            thread: Some(thread),
-        });
-        Ok(Self { owner })
+        Ok((shared, endpoint))
     }
 
     fn shared(&self) -> &Shared {

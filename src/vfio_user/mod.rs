@@ -27,6 +27,8 @@ mod function;
 mod message;
 mod patience;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,12 +47,12 @@ use crate::memory::MemoryError;
 #[derive(Debug, Error)]
 pub enum VfioUserError {
     /// There is nobody at the path.
-    #[error("cannot connect to {path}: {source}; is its server (`vvu device`) running?")]
+    #[error("cannot connect to {path}: {reason}; is its server (`vvu device`) running?")]
     Connect {
         /// Where.
         path: PathBuf,
         /// Why not.
-        source: Errno,
+        reason: Errno,
     },
     /// The path does not fit into a socket address.
     #[error("socket path {0} is too long: 107 bytes are the limit, use a shorter one")]
@@ -95,11 +97,11 @@ pub enum VfioUserError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The operating system failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {reason}")]
     System {
         /// What was tried.
         what: &'static str,
         /// Why it failed.
-        source: Errno,
+        reason: Errno,
     },
 }

@@ -103,9 +103,10 @@ pub trait Served {
     fn read(&mut self, region: u32, offset: u64, data: &mut [u8]);
     /// Writes inside a region.
     fn write(&mut self, region: u32, offset: u64, data: &[u8]);
-    /// Lets the function reach memory from `iova` on, where nothing else is.
-    fn map(&mut self, iova: u64, memory: ClientMemory) -> Result<(), Refusal>;
-    /// Takes back what was mapped at `iova`, all of it.
+    /// Lets the function reach memory from `iova` on, where nothing else is. `false` if it never
+    /// will, and the client need not know.
+    fn map(&mut self, iova: u64, memory: ClientMemory) -> Result<bool, Refusal>;
+    /// Takes back what the function reached at `iova`, all of it.
     fn unmap(&mut self, iova: u64, len: u64);
     /// Names who is told when a vector fires.
     fn set_vector(&mut self, vector: u16, fd: Option<OwnedFd>) -> Result<(), Refusal>;
@@ -158,7 +159,7 @@ pub struct Connection {
     frames: Frames<HEADER_LEN>,
     /// A version was agreed on.
     greeted: bool,
-    /// Pieces of memory by their addresses: length, and whether the function knows of it.
+    /// Pieces of memory by their addresses: length, and whether the function reaches it.
     maps: BTreeMap<u64, (u64, bool)>,
     counters: Counters,
 }
@@ -224,8 +225,8 @@ impl Connection {
             // Nothing to name, nothing to refuse.
             let _ = function.set_vector(vector, None);
         }
-        for (iova, (len, known)) in std::mem::take(&mut self.maps) {
-            if known {
+        for (iova, (len, reached)) in std::mem::take(&mut self.maps) {
+            if reached {
                 function.unmap(iova, len);
             }
         }
@@ -333,12 +334,8 @@ impl Connection {
             len: map.size,
             writable: map.flags & VFIO_DMA_MAP_FLAG_WRITE != 0,
         };
-        // Clients announce ROMs, too, which have no file and nothing that a function needs.
-        let known = memory.file.is_some() || memory.writable;
-        if known {
-            function.map(map.address, memory)?;
-        }
-        self.maps.insert(map.address, (map.size, known));
+        let reached = function.map(map.address, memory)?;
+        self.maps.insert(map.address, (map.size, reached));
         Ok(Reply::default())
     }
 
@@ -563,7 +560,7 @@ fn check_access(access: &Access, function: &dyn Served) -> Result<(), Refusal> {
         false => 0,
     };
     let end = access.offset.checked_add(access.count.into());
-    if access.count > MAX_TRANSFER || end.is_none_or(|end| end > size) {
+    if size == 0 || access.count > MAX_TRANSFER || end.is_none_or(|end| end > size) {
         return Err(Refusal::new(
             Errno::INVAL,
             format!(
