@@ -230,3 +230,136 @@ fn options_are_what_a_driver_finds() {
         assert_eq!((found.pci_device, found.rule), (id, Rule::Whole));
     }
 }
+
+/// The three processes of a tunnel: a function, its driver, and guests now and then.
+struct Tunnel<'a> {
+    scratch: &'a Scratch,
+    sockets: [String; 2],
+    memory: String,
+}
+
+impl<'a> Tunnel<'a> {
+    fn new(scratch: &'a Scratch) -> Self {
+        Self {
+            sockets: ["t.vfio", "t.vhost"].map(|name| scratch.join(name)),
+            memory: scratch.file("memory", 16 * MIB),
+            scratch,
+        }
+    }
+
+    fn device(&self) -> Program {
+        let [vfio, vhost] = &self.sockets;
+        let args = ["device", "--vfio-user", vfio, "--vhost-user", vhost];
+        let args = [&args[..], &["--peer-memory", &self.memory]].concat();
+        Program::ready(self.scratch, &args)
+    }
+
+    fn net(&self) -> Program {
+        let port = format!("vfio-user:{}", self.sockets[0]);
+        let args = ["net", "--port", &port, "--port", "echo:"];
+        Program::ready(self.scratch, &args)
+    }
+
+    fn guest(&self, job: &[&str]) -> Program {
+        let [_, vhost] = &self.sockets;
+        let args = ["guest", "--socket", vhost, "--memory-file", &self.memory];
+        let args = [&args[..], &["--timeout", "20"], job].concat();
+        Program::start(self.scratch, &args)
+    }
+
+    /// Frames of all sizes come back, every one of them as it was sent.
+    fn works(&self) {
+        let (code, said) = self.guest(&["verify", "--seconds", "1"]).end();
+        assert_eq!(code, Some(0), "{said}");
+    }
+}
+
+/// File descriptors of a process.
+fn descriptors(program: &Program) -> usize {
+    let path = format!("/proc/{}/fd", program.child.id());
+    std::fs::read_dir(path).unwrap().count()
+}
+
+/// Processor time of a process so far, in ticks of a hundredth of a second.
+fn ticks(program: &Program) -> u64 {
+    let path = format!("/proc/{}/stat", program.child.id());
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, fields) = text.rsplit_once(')').unwrap();
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    // utime and stime; the state is field 3 of the file and 0 here.
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn each_of_the_three_is_killed_and_comes_back() {
+    let scratch = Scratch::new("tunnel");
+    let tunnel = Tunnel::new(&scratch);
+    let mut device = tunnel.device();
+    let mut net = tunnel.net();
+    // As they are with nobody connected.
+    let (of_device, of_net) = (descriptors(&device), descriptors(&net));
+    tunnel.works();
+    let quiet = |program: &Program, count: usize| {
+        until("nothing is left open", || descriptors(program) == count);
+    };
+    for round in 1..=2 {
+        let guest = tunnel.guest(&["blast", "--seconds", "60"]);
+        until("traffic", || guest.said().contains("connected"));
+        drop(guest);
+        quiet(&device, of_device);
+        quiet(&net, of_net);
+        tunnel.works();
+
+        let guest = tunnel.guest(&["blast", "--seconds", "60"]);
+        until("traffic", || guest.said().contains("connected"));
+        drop(net);
+        // The function was reset, which its front-end sees.
+        let (code, said) = guest.end();
+        assert_eq!(code, Some(3), "{said}");
+        net = tunnel.net();
+        tunnel.works();
+        quiet(&device, of_device);
+
+        let guest = tunnel.guest(&["blast", "--seconds", "60"]);
+        until("traffic", || guest.said().contains("connected"));
+        drop(device);
+        assert_eq!(guest.end().0, Some(3));
+        until("noticed", || net.said().contains("the function is gone"));
+        device = tunnel.device();
+        until("found again", || {
+            net.said().matches("brought up again").count() >= 1
+        });
+        tunnel.works();
+        quiet(&net, of_net);
+        assert!(
+            !net.said().contains("panicked"),
+            "round {round}: {}",
+            net.said()
+        );
+    }
+    // Nobody has anything to do.
+    let before = ticks(&device);
+    std::thread::sleep(Duration::from_secs(1));
+    let busy = ticks(&device) - before;
+    assert!(busy < 20, "{busy} ticks in an idle second");
+    for program in [net, device] {
+        let (code, said) = program.stop(Signal::TERM);
+        assert_eq!(code, Some(0), "{said}");
+    }
+    assert!(!Path::new(&tunnel.sockets[0]).exists() && !Path::new(&tunnel.sockets[1]).exists());
+}
+
+#[test]
+fn memory_that_is_not_the_windows_is_refused_with_both_files() {
+    let scratch = Scratch::new("other-memory");
+    let tunnel = Tunnel::new(&scratch);
+    let device = tunnel.device();
+    let _net = tunnel.net();
+    let [_, vhost] = &tunnel.sockets;
+    let args = ["guest", "--socket", vhost, "verify", "--seconds", "1"];
+    let (code, said) = Program::start(&scratch, &args).end();
+    assert_eq!(code, Some(3), "{said}");
+    tunnel.works();
+    let (_, said) = device.stop(Signal::TERM);
+    assert!(said.contains("--peer-memory"), "{said}");
+}

@@ -25,6 +25,12 @@ Examples:
     vvu guest --socket /tmp/a.sock sink
     vvu guest --socket /tmp/b.sock blast --size 64
 
+  Through a virtio-vhost-user function, in software:
+    truncate -s 16M /dev/shm/a
+    vvu device --vfio-user /tmp/a.vfio --vhost-user /tmp/a.sock --peer-memory /dev/shm/a
+    vvu net --port vfio-user:/tmp/a.vfio --port echo:
+    vvu guest --socket /tmp/a.sock --memory-file /dev/shm/a ping
+
   Another back-end, DPDK's:
     dpdk-testpmd --no-huge -m 512 --no-pci --vdev net_vhost0,iface=/tmp/x.sock -l 0,1 -- \\
       --forward-mode=macswap --auto-start
@@ -49,6 +55,11 @@ pub(crate) struct Options {
     /// Memory to share, such as 16M. Default: what rings and buffers need
     #[arg(long, global = true, value_name = "BYTES", value_parser = crate::device::parse_size, help_heading = HEADING)]
     pub(crate) memory: Option<u64>,
+
+    /// Share this file, all of it, instead of memory of one's own: for a back-end that must know
+    /// it beforehand (see `vvu device --peer-memory`). What is in it is lost
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "memory", help_heading = HEADING)]
+    pub(crate) memory_file: Option<PathBuf>,
 
     /// Announce the memory in this many regions; rings and buffers are spread over them
     #[arg(long, global = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8), help_heading = HEADING)]

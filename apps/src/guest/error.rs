@@ -85,8 +85,16 @@ pub(super) enum GuestError {
     /// Memory cannot be mapped.
     #[error(transparent)]
     Memory(MemoryError),
+    /// `--memory-file` cannot be used.
+    #[error("memory file {path}: {source}")]
+    MemoryFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// `--memory` is too little.
-    #[error("rings and buffers do not fit the memory; give another --memory, or none")]
+    #[error("rings and buffers do not fit the memory; give more (--memory, --memory-file)")]
     NoMemory,
     /// The socket cannot be set up.
     #[error(transparent)]

@@ -115,8 +115,13 @@ impl<'a> Machine<'a> {
         let size = options.queue_size;
         let rings = u64::from(options.regions) * (2 * Ring::bytes(size) as u64 + 8192);
         let needed = rings + Receiver::bytes(size, buffer_len) + Sender::bytes(size, max_frame);
-        let len = options.memory.unwrap_or(needed.max(1 << 24));
-        let mut memory = Memory::new(len, options.regions, true)?;
+        let mut memory = match &options.memory_file {
+            Some(path) => Memory::in_file(path, options.regions)?,
+            None => {
+                let len = options.memory.unwrap_or(needed.max(1 << 24));
+                Memory::new(len, options.regions, true)?
+            }
+        };
         let mut receiver = Receiver::new(&mut memory, size, buffer_len, format)?;
         let mut sender = Sender::new(&mut memory, size, max_frame, format)?;
         link.start(&memory, [&mut receiver.queue, &mut sender.queue])?;

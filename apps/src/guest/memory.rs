@@ -1,6 +1,9 @@
 //! The memory that a guest shares: one file, announced in one or more regions.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
@@ -46,6 +49,29 @@ impl Memory {
             let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
             fcntl_add_seals(&file, seals).map_err(failed("seal the memory"))?;
         }
+        Self::regions_of(file, each, count)
+    }
+
+    /// All of a file, in `count` regions. Somebody may have used it before.
+    pub(super) fn in_file(path: &Path, count: u8) -> Result<Self, GuestError> {
+        let failed = |source| GuestError::MemoryFile {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::options().read(true).write(true).open(path);
+        let mut file = file.map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        std::io::copy(&mut std::io::repeat(0).take(len), &mut file).map_err(failed)?;
+        let each = len / u64::from(count);
+        let each = each - each % page_size() as u64;
+        match each {
+            0 => Err(GuestError::NoMemory),
+            each => Self::regions_of(file.into(), each, count),
+        }
+    }
+
+    /// `count` regions of `each` bytes.
+    fn regions_of(file: OwnedFd, each: u64, count: u8) -> Result<Self, GuestError> {
         let region = |n: u64| {
             let offset = n * each;
             Ok(Region {
