@@ -422,7 +422,7 @@ impl PciFunction for VfioUserFunction {
             .bar(bar)
             .and_then(|region| region.mappable.as_ref())
             .filter(|mappable| mappable.spans.iter().any(inside))
-            .ok_or_else(|| PciError::NotMappable { bar, offset, len })?;
+            .ok_or(PciError::NotMappable { bar, offset, len })?;
         let start = mappable.offset.saturating_add(offset);
         Mapping::of_file(mappable.file.as_fd(), start, len)
             .map(Area::from)
