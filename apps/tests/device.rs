@@ -350,6 +350,25 @@ fn each_of_the_three_is_killed_and_comes_back() {
 }
 
 #[test]
+fn a_server_that_hangs_is_given_up_and_found_again() {
+    let scratch = Scratch::new("hang");
+    let tunnel = Tunnel::new(&scratch);
+    let device = tunnel.device();
+    let net = tunnel.net();
+    let guest = tunnel.guest(&["blast", "--seconds", "60", "--no-event-idx"]);
+    until("traffic", || guest.said().contains("connected"));
+    let signal = |signal| kill_process(Pid::from_child(&device.child), signal).unwrap();
+    signal(Signal::STOP);
+    until("noticed", || net.said().contains("the function is gone"));
+    signal(Signal::CONT);
+    until("found again", || net.said().contains("brought up again"));
+    drop(guest);
+    tunnel.works();
+    assert_eq!(net.stop(Signal::TERM).0, Some(0));
+    assert_eq!(device.stop(Signal::TERM).0, Some(0));
+}
+
+#[test]
 fn memory_that_is_not_the_windows_is_refused_with_both_files() {
     let scratch = Scratch::new("other-memory");
     let tunnel = Tunnel::new(&scratch);
