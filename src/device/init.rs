@@ -55,6 +55,7 @@ impl Device {
             tx,
             events: Events::new(vectors)?,
             link: Link::idle(),
+            revived: false,
             function,
         };
         device.initialise()?;

@@ -25,7 +25,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// When to look again whether they are gone.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
 
-/// When to try again to bring up a broken device.
+/// When to try again to bring up a broken device, or one that breaks before it was of use.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// State changes in one call of [`Device::next_event`]. A device that keeps dropping us is looked at
@@ -75,12 +75,6 @@ impl Link {
     pub(super) fn idle() -> Self {
         Self::Idle {
             since: Instant::now(),
-        }
-    }
-
-    fn broken() -> Self {
-        Self::Broken {
-            retry: Instant::now(),
         }
     }
 }
@@ -160,6 +154,7 @@ impl Device {
         match self.initialise() {
             Ok(()) => {
                 tracing::info!(device = self.name(), "brought up again");
+                self.revived = true;
                 self.link = Link::idle();
                 Step::Again
             }
@@ -172,10 +167,21 @@ impl Device {
         }
     }
 
+    /// Brings the device up again: at once, unless that was of no use the last time.
+    fn break_off(&mut self) {
+        let pause = if self.revived {
+            RETRY_INTERVAL
+        } else {
+            Duration::ZERO
+        };
+        let retry = Instant::now() + pause;
+        self.link = Link::Broken { retry };
+    }
+
     /// Throws away what belongs to the connection that ended, then lets the next one in.
     fn arm(&mut self, since: Instant) -> Step {
         if self.check_alive().is_err() || self.discard().is_err() {
-            self.link = Link::broken();
+            self.break_off();
             return Step::Again;
         }
         if self.tx.ring.in_flight() > 0 {
@@ -185,7 +191,7 @@ impl Device {
                     device = self.name(),
                     "messages stay in txq; resetting the device"
                 );
-                self.link = Link::broken();
+                self.break_off();
                 return Step::Again;
             }
             return Step::Wait(Some(DRAIN_INTERVAL));
@@ -214,12 +220,14 @@ impl Device {
             Ok(status) => status,
             Err(error) => {
                 tracing::warn!(device = self.name(), %error, "no front-end was there");
-                self.link = Link::broken();
+                self.break_off();
                 return Step::Again;
             }
         };
         if status & link_status::BACKEND_UP == 0 {
-            // One came and went, unseen.
+            // One came and went, unseen. Or the device lied, and would go on to let one in whose
+            // first message is thrown away before we look again.
+            self.set_backend_up(false);
             self.link = Link::idle();
             return Step::Again;
         }
@@ -258,6 +266,7 @@ impl Device {
                     // crosvm's way to say that the front-end is gone.
                     return self.lose();
                 }
+                self.revived = false;
                 Step::Report(LinkEvent::Message(bytes))
             }
             Err(source) => self.fail(queue_error(0, source)),
@@ -273,7 +282,7 @@ impl Device {
     }
 
     fn fail(&mut self, error: DeviceError) -> Step {
-        self.link = Link::broken();
+        self.break_off();
         Step::Report(LinkEvent::Disconnected(Loss::Failed(error)))
     }
 

@@ -185,6 +185,8 @@ pub struct Device {
     tx: Queue,
     events: events::Events,
     link: link::Link,
+    /// It was brought up again, and has not brought a message since.
+    revived: bool,
     function: Box<dyn PciFunction>,
 }
 

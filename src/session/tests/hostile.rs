@@ -235,7 +235,7 @@ fn memory_that_is_taken_away_ends_the_connection_and_nothing_else() {
 }
 
 /// The messages of a whole set-up, each with its descriptors.
-fn handshake() -> Vec<(Request, Option<OwnedFd>)> {
+pub(super) fn handshake() -> Vec<(Request, Option<OwnedFd>)> {
     vec![
         (Request::GetFeatures, None),
         (Request::SetProtocolFeatures(ALL), None),
@@ -251,7 +251,7 @@ fn handshake() -> Vec<(Request, Option<OwnedFd>)> {
     ]
 }
 
-fn count(what: &str) -> usize {
+pub(super) fn count(what: &str) -> usize {
     std::fs::read_dir(format!("/proc/self/{what}"))
         .unwrap()
         .count()

@@ -3,6 +3,7 @@
 
 mod bench;
 mod fake;
+mod faults;
 mod hostile;
 mod model;
 mod negotiate;
