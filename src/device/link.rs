@@ -255,7 +255,11 @@ impl Device {
         }
         // What was received when the bits have dropped belongs to nobody any more.
         if status & both != both || self.generation() != generation {
-            return self.lose();
+            // A device that is gone has another generation, too.
+            return match self.check_alive() {
+                Ok(_) => self.lose(),
+                Err(error) => self.fail(error),
+            };
         }
         let received = self.rx.ring.receive();
         match received {
@@ -288,8 +292,12 @@ impl Device {
 
     /// The link's status bits, if the device is well.
     fn check_alive(&self) -> Result<u32, DeviceError> {
-        let state = self.registers.common.device_status.read();
+        let mut state = self.registers.common.device_status.read();
         let status = self.registers.config.status.read();
+        if status == u32::MAX {
+            // It may have gone in between.
+            state = self.registers.common.device_status.read();
+        }
         if state == u8::MAX && status == u32::MAX {
             return Err(DeviceError::Gone);
         }

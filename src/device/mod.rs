@@ -11,8 +11,6 @@
 //! a deadline.
 
 mod events;
-#[cfg(any(test, feature = "test-utils"))]
-pub mod fake;
 mod init;
 mod link;
 mod placement;

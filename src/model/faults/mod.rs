@@ -47,6 +47,8 @@ pub enum Fault {
     StuckReset,
     /// Everything reads as ones, nothing can be written.
     Gone,
+    /// Registers do after so many more were read; configuration space is there.
+    GoneAfter(u32),
     /// max_vhost_queues.
     Rings(u32),
     /// Number of queues.
@@ -129,6 +131,9 @@ pub const FAULTS: &[(&str, Fault)] = &[
     ("features refused", Fault::FeaturesRefused),
     ("a reset without end", Fault::StuckReset),
     ("function gone", Fault::Gone),
+    ("registers gone", Fault::GoneAfter(0)),
+    ("gone after 1 register", Fault::GoneAfter(1)),
+    ("gone after 2 registers", Fault::GoneAfter(2)),
     ("no rings", Fault::Rings(0)),
     ("2^32-1 rings", Fault::Rings(u32::MAX)),
     ("7 queues", Fault::Queues(7)),
@@ -182,6 +187,8 @@ struct Inner {
     fault: Option<Fault>,
     /// Messages delivered since the fault is there.
     messages: u32,
+    /// Registers read since.
+    reads: u32,
     /// See [`Model::be_cruel`].
     cruel: bool,
     /// Buffers of rxq that the cruel took and keeps for a while.
@@ -207,6 +214,15 @@ impl Faults {
 
     fn is(&self, fault: Fault) -> bool {
         self.lock().fault == Some(fault)
+    }
+
+    /// Whether registers answer.
+    fn answers(inner: &Inner) -> bool {
+        match inner.fault {
+            Some(Fault::Gone) => false,
+            Some(Fault::GoneAfter(reads)) => inner.reads <= reads,
+            _ => true,
+        }
     }
 
     fn look(&self) -> u32 {
@@ -288,7 +304,7 @@ impl Model {
         {
             let mut inner = shared.faults.lock();
             inner.fault = fault;
-            inner.messages = 0;
+            (inner.messages, inner.reads) = (0, 0);
         }
         *self.config() = super::fresh_config(shared);
         let mut locked = shared.lock();

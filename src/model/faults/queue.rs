@@ -9,6 +9,9 @@ use super::{Buffer, DeviceQueue, Dma, Fault, Faults, QueueError};
 const USED_HEAD: u64 = 4;
 const USED_INDEX: u64 = 2;
 
+/// What a driver gives the longest message that there can be.
+const RX_LEN: u64 = 8192;
+
 impl Faults {
     /// The next buffer of rxq. The cruel takes the one that was offered last.
     pub(in crate::model) fn take_rx(
@@ -23,6 +26,9 @@ impl Faults {
         while let Some(buffer) = queue.take(dma, true)? {
             // It is the device's now: whoever still reads it reads this.
             buffer.write(dma, &vec![0xdb; buffer.len as usize])?;
+            if let (true, Some(watcher)) = (buffer.len < RX_LEN, &mut inner.watcher) {
+                watcher.violate(format!("a buffer of {} bytes in rxq", buffer.len));
+            }
             inner.pool.push(buffer);
         }
         Ok(inner.pool.pop())

@@ -48,9 +48,11 @@ impl Faults {
         if let (Some(watcher), Some((kind, at))) = (&mut inner.watcher, place) {
             watcher.read(kind, at, data.len());
         }
+        inner.reads = inner.reads.saturating_add(1);
+        let answers = Self::answers(&inner);
         let (fault, cruel) = (inner.fault, inner.cruel);
         drop(inner);
-        if fault == Some(Fault::Gone) {
+        if !answers {
             return data.fill(u8::MAX);
         }
         let Some((kind, at)) = place else { return };
@@ -130,9 +132,11 @@ impl Faults {
         if let Some(watcher) = &mut inner.watcher {
             watcher.write(kind, at, data, shift);
         }
+        if !Self::answers(&inner) {
+            return None;
+        }
         let shift = u64::from(shift) * u64::from(NOTIFY_MULTIPLIER);
         match (kind, at, fault) {
-            (_, _, Some(Fault::Gone)) => None,
             (Kind::Common, CONFIG_VECTOR | QUEUE_VECTOR, Some(Fault::VectorsRefused))
             | (Kind::Selector, KICK_VECTOR, Some(Fault::VectorsRefused)) => None,
             (Kind::Notify, at, _) => Some((kind, at.checked_sub(shift)?)),

@@ -61,7 +61,7 @@ impl Watcher {
         }
     }
 
-    fn violate(&mut self, what: String) {
+    pub(super) fn violate(&mut self, what: String) {
         self.violations.push(what);
     }
 

@@ -44,6 +44,7 @@ enum Outcome {
 
 use Outcome::{Closes, Ends, Nacks, Refused, Serves, Silent, Slow, Unserved, Whatever};
 
+const GONE: &str = "does not answer any more";
 const LONG: &str = "claims to have written";
 const NOT_HELD: &str = "which it does not hold";
 const INDEX: &str = "used index went from";
@@ -61,7 +62,8 @@ fn outcomes(fault: Fault) -> [Outcome; 2] {
         Fault::NoFeature(_) => [Refused("ACCESS_PLATFORM"), Serves],
         Fault::FeaturesRefused => [Refused("does not accept the features"), Serves],
         Fault::StuckReset => [Refused("did not finish"), Serves],
-        Fault::Gone => [Refused("vendor id ffff"), Ends("does not answer any more")],
+        Fault::Gone => [Refused("vendor id ffff"), Ends(GONE)],
+        Fault::GoneAfter(_) => [Refused(""), Ends(GONE)],
         Fault::Rings(0) => [Refused("max_vhost_queues is 0"), Serves],
         Fault::Queues(_) => [Refused("has 7 queues"), Serves],
         Fault::QueueSize(_) => [Refused("its size is 0"), Serves],
@@ -188,7 +190,7 @@ fn round(rig: &Rig, name: &str, fault: Fault, late: bool) {
     let patience = match wanted {
         Silent | Slow | Unserved | Whatever => SHORT,
         // The driver cannot tell the device any more that it gave up.
-        _ if fault == Fault::Gone => SHORT,
+        _ if matches!(fault, Fault::Gone | Fault::GoneAfter(_)) => SHORT,
         _ => PATIENCE,
     };
     if !late {
