@@ -11,7 +11,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | 0 | [`memory`], [`pci`], [`protocol`] |
-//! | 1 | [`mmio`], [`vfio`], [`notify`], [`socket`], [`virtqueue`] |
+//! | 1 | [`mmio`], [`vfio`], [`vfio_user`], [`notify`], [`socket`], [`virtqueue`] |
 //! | 2 | [`device`], [`virtio`] |
 //! | 3 | [`transport`] |
 //! | 4 | [`session`], [`model`] |
@@ -29,5 +29,6 @@ pub mod session;
 pub mod socket;
 pub mod transport;
 pub mod vfio;
+pub mod vfio_user;
 pub mod virtio;
 pub mod virtqueue;

@@ -1,6 +1,7 @@
 //! The `vvu` program: parse arguments, wire rooms together, run.
 
 mod args;
+mod device;
 mod net;
 mod pci;
 mod port;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Command::Bind(change) => pci::bind(&change),
         Command::Unbind(change) => pci::unbind(&change),
         Command::Net(net) => net::run(&net),
+        Command::Device(args) => device::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -31,6 +31,8 @@ pub(super) struct Events {
     /// Readable while there is work that no interrupt announces.
     work: OwnedFd,
     vectors: Vec<OwnedFd>,
+    /// Hangs up when the function is gone; in the poll set until then.
+    hangup: Option<OwnedFd>,
     /// Which rings' kick vectors the device granted.
     kicks: Vec<bool>,
     /// The device refused the vector of its configuration or of rxq.
@@ -43,7 +45,7 @@ impl Events {
         available.min(FIRST_KICK.saturating_add(rings))
     }
 
-    pub(super) fn new(vectors: Vec<OwnedFd>) -> std::io::Result<Self> {
+    pub(super) fn new() -> std::io::Result<Self> {
         let events = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             timer: timerfd_create(
@@ -51,21 +53,50 @@ impl Events {
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
             )?,
             work: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            kicks: vec![false; vectors.len().saturating_sub(FIRST_KICK.into())],
-            deaf: vectors.is_empty(),
-            vectors,
+            vectors: Vec::new(),
+            hangup: None,
+            kicks: Vec::new(),
+            deaf: true,
         };
-        let own = [events.timer.as_fd(), events.work.as_fd()];
-        // Config and rxq. A kick is for whoever serves the ring, txq's for a sender that waits.
-        for fd in own.into_iter().chain(events.control_fds()) {
-            epoll::add(
-                &events.epoll,
-                fd,
-                epoll::EventData::new_u64(0),
-                epoll::EventFlags::IN,
-            )?;
+        for fd in [&events.timer, &events.work] {
+            events.watch(fd.as_fd(), epoll::EventFlags::IN)?;
         }
         Ok(events)
+    }
+
+    /// Waits for a function's vectors and its end from now on, instead of another's.
+    pub(super) fn listen_to(
+        &mut self,
+        vectors: Vec<OwnedFd>,
+        hangup: Option<BorrowedFd<'_>>,
+    ) -> std::io::Result<()> {
+        for fd in self
+            .control_fds()
+            .chain(self.hangup.as_ref().map(AsFd::as_fd))
+        {
+            let _ = epoll::delete(&self.epoll, fd);
+        }
+        self.hangup = hangup.map(|fd| fd.try_clone_to_owned()).transpose()?;
+        self.kicks = vec![false; vectors.len().saturating_sub(FIRST_KICK.into())];
+        self.deaf = vectors.is_empty();
+        self.vectors = vectors;
+        // Config and rxq. A kick is for whoever serves the ring, txq's for a sender that waits.
+        for fd in self.control_fds() {
+            self.watch(fd, epoll::EventFlags::IN)?;
+        }
+        if let Some(fd) = &self.hangup {
+            self.watch(fd.as_fd(), epoll::EventFlags::RDHUP)?;
+        }
+        Ok(())
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, flags: epoll::EventFlags) -> std::io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(0),
+            flags,
+        )?)
     }
 
     fn control_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -125,7 +156,11 @@ impl Events {
     }
 
     /// Makes the poll descriptor unreadable until something new happens.
-    pub(super) fn clear(&self) {
+    pub(super) fn clear(&mut self) {
+        // A hang-up is for good: once is enough.
+        if let Some(fd) = self.hangup.take_if(|fd| has_hung_up(fd)) {
+            let _ = epoll::delete(&self.epoll, &fd);
+        }
         for fd in [self.work.as_fd(), self.timer.as_fd()]
             .into_iter()
             .chain(self.control_fds())
@@ -163,6 +198,11 @@ impl Events {
 fn clear(fd: BorrowedFd<'_>) {
     // Non-blocking: there being nothing to take is no error.
     let _ = rustix::io::read(fd, &mut [0; 8]);
+}
+
+fn has_hung_up(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 fn timespec(duration: Duration) -> Timespec {

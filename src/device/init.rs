@@ -8,7 +8,8 @@ use super::regs::{NO_VECTOR, UUID, device_status, feature, link_status};
 use super::resources::Registers;
 use super::{Device, DeviceError, Identity, MAX_RINGS, Options, Queue, Rule};
 use crate::pci::{
-    COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, ConfigSpace, DmaMemory, PciFunction, Structures,
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, CROSVM_ID, ConfigSpace, DmaMemory, PciFunction,
+    Structures,
 };
 use crate::virtqueue::{Direction, Virtqueue};
 
@@ -17,9 +18,6 @@ pub(super) const BUFFER_LEN: u32 = 8192;
 
 /// Buffers per queue that are worth having; less if the device has less.
 const QUEUE_SIZE: u16 = 64;
-
-/// PCI device id under which crosvm's device is known.
-const CROSVM_ID: u16 = 0x107d;
 
 /// device_status once the device knows that it has a driver.
 const GREETED: u8 = device_status::ACKNOWLEDGE | device_status::DRIVER;
@@ -32,36 +30,40 @@ impl Device {
     /// [`Device::next_event`] is called for the first time; until then the poll descriptor is
     /// readable.
     pub fn open(mut function: Box<dyn PciFunction>, options: Options) -> Result<Self, DeviceError> {
-        function.reset()?;
-        let space = ConfigSpace::read(function.as_ref());
-        let found = Structures::find(&space)?;
-        enable(function.as_ref(), &space);
-        let registers = Registers::find(function.as_ref(), &found)?;
-        greet(&registers, options.timeout)?;
-
-        let identity = identify(&registers, &space, &options)?;
-        let [rx, tx] = queues(&registers, function.as_mut())?;
-        let rings = identity.rings.min(options.rings);
-        let count = Events::wanted(function.vectors(), rings);
-        let vectors = match count {
-            0 => Vec::new(),
-            count => function.enable_vectors(count)?,
-        };
+        let mut events = Events::new()?;
+        let parts = Parts::find(function.as_mut(), &options, &mut events)?;
         let mut device = Self {
-            identity,
+            identity: parts.identity,
             options,
-            registers,
-            rx,
-            tx,
-            events: Events::new(vectors)?,
+            registers: parts.registers,
+            rx: parts.rx,
+            tx: parts.tx,
+            events,
             link: Link::idle(),
             revived: false,
+            lost: false,
+            trouble: None,
             function,
         };
         device.initialise()?;
         device.events.poke();
         tracing::debug!(device = device.name(), identity = ?device.identity, "brought up");
         Ok(device)
+    }
+
+    /// Brings up a device that was broken, or one that was gone altogether.
+    pub(super) fn initialise_again(&mut self) -> Result<(), DeviceError> {
+        self.lost |= matches!(self.check_alive(), Err(DeviceError::Gone));
+        if self.lost && self.function.reopen()? {
+            let function = self.function.as_mut();
+            let parts = Parts::find(function, &self.options, &mut self.events)?;
+            self.identity = parts.identity;
+            self.registers = parts.registers;
+            self.rx = parts.rx;
+            self.tx = parts.tx;
+        }
+        self.lost = false;
+        self.initialise()
     }
 
     /// From any state to DRIVER_OK, with empty queues and BACKEND_UP clear. On failure the device
@@ -185,6 +187,44 @@ impl Device {
         if let Err(error) = self.function.reset() {
             tracing::warn!(device = self.name(), %error, "cannot reset the function");
         }
+    }
+}
+
+/// What is found, and made, when a function is taken over.
+struct Parts {
+    identity: Identity,
+    registers: Registers,
+    rx: Queue,
+    tx: Queue,
+}
+
+impl Parts {
+    fn find(
+        function: &mut dyn PciFunction,
+        options: &Options,
+        events: &mut Events,
+    ) -> Result<Self, DeviceError> {
+        function.reset()?;
+        let space = ConfigSpace::read(function);
+        let found = Structures::find(&space)?;
+        enable(function, &space);
+        let registers = Registers::find(function, &found)?;
+        greet(&registers, options.timeout)?;
+
+        let identity = identify(&registers, &space, options)?;
+        let [rx, tx] = queues(&registers, function)?;
+        let rings = identity.rings.min(options.rings);
+        let vectors = match Events::wanted(function.vectors(), rings) {
+            0 => Vec::new(),
+            count => function.enable_vectors(count)?,
+        };
+        events.listen_to(vectors, function.hangup())?;
+        Ok(Self {
+            identity,
+            registers,
+            rx,
+            tx,
+        })
     }
 }
 

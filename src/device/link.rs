@@ -151,15 +151,21 @@ impl Device {
         if !left.is_zero() {
             return Step::Wait(Some(left));
         }
-        match self.initialise() {
+        match self.initialise_again() {
             Ok(()) => {
                 tracing::info!(device = self.name(), "brought up again");
                 self.revived = true;
+                self.trouble = None;
                 self.link = Link::idle();
                 Step::Again
             }
             Err(error) => {
-                tracing::warn!(device = self.name(), %error, "cannot bring up the device again");
+                // It may take hours, and the reason is the same every second.
+                let trouble = Some(error.to_string());
+                if self.trouble != trouble {
+                    tracing::warn!(device = self.name(), %error, "cannot bring up the device again");
+                }
+                self.trouble = trouble;
                 let retry = Instant::now() + RETRY_INTERVAL;
                 self.link = Link::Broken { retry };
                 Step::Wait(Some(RETRY_INTERVAL))
@@ -180,7 +186,11 @@ impl Device {
 
     /// Throws away what belongs to the connection that ended, then lets the next one in.
     fn arm(&mut self, since: Instant) -> Step {
-        if self.check_alive().is_err() || self.discard().is_err() {
+        if let Err(error) = self.check_alive() {
+            self.give_up(&error);
+            return Step::Again;
+        }
+        if self.discard().is_err() {
             self.break_off();
             return Step::Again;
         }
@@ -220,7 +230,7 @@ impl Device {
             Ok(status) => status,
             Err(error) => {
                 tracing::warn!(device = self.name(), %error, "no front-end was there");
-                self.break_off();
+                self.give_up(&error);
                 return Step::Again;
             }
         };
@@ -285,13 +295,18 @@ impl Device {
         Step::Report(LinkEvent::Disconnected(Loss::Closed))
     }
 
-    fn fail(&mut self, error: DeviceError) -> Step {
+    fn give_up(&mut self, error: &DeviceError) {
+        self.lost |= matches!(error, DeviceError::Gone);
         self.break_off();
+    }
+
+    fn fail(&mut self, error: DeviceError) -> Step {
+        self.give_up(&error);
         Step::Report(LinkEvent::Disconnected(Loss::Failed(error)))
     }
 
     /// The link's status bits, if the device is well.
-    fn check_alive(&self) -> Result<u32, DeviceError> {
+    pub(super) fn check_alive(&self) -> Result<u32, DeviceError> {
         let mut state = self.registers.common.device_status.read();
         let status = self.registers.config.status.read();
         if status == u32::MAX {

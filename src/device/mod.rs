@@ -185,6 +185,10 @@ pub struct Device {
     link: link::Link,
     /// It was brought up again, and has not brought a message since.
     revived: bool,
+    /// The function was gone: it has to be opened anew.
+    lost: bool,
+    /// Why the device could not be brought up again when that was tried last.
+    trouble: Option<String>,
     function: Box<dyn PciFunction>,
 }
 
@@ -218,6 +222,8 @@ impl Drop for Device {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_gone;
 #[cfg(test)]
 mod tests_hostile;
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(super) fn expect(device: &mut Device) -> LinkEvent {
 }
 
 /// Waits on the poll descriptor, as a program would, for the next event, but not for long.
-fn next(device: &mut Device) -> Option<LinkEvent> {
+pub(super) fn next(device: &mut Device) -> Option<LinkEvent> {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
         if let Some(event) = device.next_event() {

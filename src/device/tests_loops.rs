@@ -33,7 +33,7 @@ fn nothing_leaks_in_a_thousand_connections() {
 #[ignore = "run by nothing_leaks_in_a_thousand_connections, in a process of its own"]
 fn a_thousand_connections() {
     for shape in [Shape::ours(), Shape::prototype(0x1058)] {
-        let (rig, mut device) = open(shape);
+        let (mut rig, mut device) = open(shape.clone());
         let mut baseline = None;
         for round in 0..1001u32 {
             rig.connect();
@@ -53,7 +53,7 @@ fn a_thousand_connections() {
             let kicks = [0, 1].map(|ring| device.kick(ring).unwrap().unwrap());
             let call = device.doorbell(1).unwrap();
             call.0.write(call.1);
-            match round % 4 {
+            match round % 5 {
                 0 | 1 => {
                     rig.disconnect();
                     expect_closed(&mut device);
@@ -62,7 +62,13 @@ fn a_thousand_connections() {
                     rig.model.break_down();
                     expect_failed(&mut device);
                 }
-                _ => device.disconnect(),
+                3 => device.disconnect(),
+                _ => {
+                    assert_eq!(rig.model.violations(), [""; 0]);
+                    rig.go();
+                    expect_failed(&mut device);
+                    rig = rig.come_back(shape.clone());
+                }
             }
             drop((memory, kicks, call));
             assert!(device.next_event().is_none());

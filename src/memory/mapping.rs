@@ -66,7 +66,7 @@ impl Mapping {
     /// Maps `len` bytes of `fd` from `offset` on, shared, readable and writable. Neither needs to
     /// be page-aligned. The file's size is not looked at: see [`Mapping::of_file`].
     pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
-        Self::map(fd, offset, len, page_size() as u64)
+        Self::map(fd, offset, len, page_size() as u64, MapFlags::SHARED)
     }
 
     /// Like [`Mapping::shared`], for a device. Should the device be removed, its bytes turn into
@@ -84,7 +84,13 @@ impl Mapping {
     }
 
     /// Maps whole pages of `page` bytes around the bytes asked for.
-    fn map(fd: BorrowedFd<'_>, offset: u64, len: u64, page: u64) -> Result<Self, MemoryError> {
+    fn map(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: u64,
+        page: u64,
+        flags: MapFlags,
+    ) -> Result<Self, MemoryError> {
         let lead = offset % page;
         let overflow = || MemoryError::Overflow { start: offset, len };
         let total = lead
@@ -99,7 +105,7 @@ impl Mapping {
                 std::ptr::null_mut(),
                 total,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
+                flags,
                 fd,
                 offset - lead,
             )
@@ -117,6 +123,21 @@ impl Mapping {
     /// not cover, because touching such bytes would raise SIGBUS. Should the file shrink later,
     /// the missing bytes turn into zeroes that nobody else sees, and [`Mapping::is_lost`] says so.
     pub fn of_file(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        Self::file(fd, offset, len, MapFlags::SHARED)
+    }
+
+    /// Like [`Mapping::of_file`], for a file that may be read and not written: what is written
+    /// here stays here, and from then on hides what others write to the same page.
+    pub fn copy_of_file(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
+        Self::file(fd, offset, len, MapFlags::PRIVATE)
+    }
+
+    fn file(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: u64,
+        flags: MapFlags,
+    ) -> Result<Self, MemoryError> {
         let needed = offset
             .checked_add(len)
             .ok_or(MemoryError::Overflow { start: offset, len })?;
@@ -130,7 +151,7 @@ impl Mapping {
             return Err(MemoryError::ShortFile { file, needed });
         }
         let page = file_page_size(fd).map_err(failed)?;
-        let mut mapping = Self::map(fd, offset, len, page)?;
+        let mut mapping = Self::map(fd, offset, len, page, flags)?;
         mapping.watch(page as usize);
         Ok(mapping)
     }

@@ -1,9 +1,10 @@
 //! The whole VVU function as a device model in software: the other side of the tunnel.
 //!
 //! A [`Model`] has two sides. To a bus it is a PCI function: configuration space, BARs, DMA maps,
-//! interrupt vectors; [`Model::function`] is that as a driver in this process uses it. To a
-//! neighbour's VMM it is a vhost-user back-end at an AF_UNIX socket. What travels between the two
-//! it passes on by the rules of docs/device.md, and knows no driver.
+//! interrupt vectors; [`Model::function`] is that as a driver in this process uses it, and a
+//! [`Server`] offers it to another process. To a neighbour's VMM it is a vhost-user back-end at an
+//! AF_UNIX socket. What travels between the two it passes on by the rules of docs/device.md, and
+//! knows no driver.
 //!
 //! Registers act on the thread that accesses them; one thread of each model's own waits for the
 //! front-end's messages and kicks. Neither side is trusted: nothing that they write makes the model
@@ -24,6 +25,7 @@ mod messages;
 mod queues;
 mod receive;
 mod registers;
+mod server;
 mod shape;
 mod status;
 #[cfg(test)]
@@ -57,6 +59,7 @@ use queues::DeviceQueue;
 use window::Window;
 
 pub use link::LinkState;
+pub use server::{Server, ServerStatus};
 pub use shape::{Dialect, Shape};
 pub use status::{Counters, ModelStatus};
 
@@ -194,6 +197,23 @@ impl Drop for Owner {
     }
 }
 
+/// The work of a model that has no thread for it, for tests where one thing happens after the
+/// other.
+#[cfg(any(test, feature = "test-utils"))]
+#[derive(Debug)]
+pub struct ByHand {
+    steps: thread::Steps,
+}
+
+#[cfg(any(test, feature = "test-utils"))]
+impl ByHand {
+    /// Does what there is to do, without waiting. Whether there was anything.
+    pub fn work(&mut self) -> bool {
+        let now = rustix::event::Timespec::default();
+        self.steps.step(Some(&now)).unwrap_or(false)
+    }
+}
+
 /// A VVU function in software. A cheap handle; the device ends with the last one. See the
 /// [module](self).
 #[derive(Debug, Clone)]
@@ -219,6 +239,39 @@ impl Model {
     }
 
     fn build(shape: Shape, front_end: FrontEnd, peer: Option<OwnedFd>) -> Result<Self, ModelError> {
+        let (shared, endpoint) = Self::assemble(shape, front_end, peer)?;
+        let thread = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("vvu-model".to_owned())
+                .spawn(move || thread::run(shared, endpoint))?
+        };
+        Ok(Self::owned(shared, Some(thread)))
+    }
+
+    /// The same without a thread: what that would do is done when [`ByHand::work`] is called.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn by_hand(
+        shape: Shape,
+        front_end: FrontEnd,
+        peer: Option<OwnedFd>,
+    ) -> Result<(Self, ByHand), ModelError> {
+        let (shared, endpoint) = Self::assemble(shape, front_end, peer)?;
+        let steps = thread::Steps::new(Arc::clone(&shared), endpoint);
+        Ok((Self::owned(shared, None), ByHand { steps }))
+    }
+
+    fn owned(shared: Arc<Shared>, thread: Option<JoinHandle<()>>) -> Self {
+        Self {
+            owner: Arc::new(Owner { shared, thread }),
+        }
+    }
+
+    fn assemble(
+        shape: Shape,
+        front_end: FrontEnd,
+        peer: Option<OwnedFd>,
+    ) -> Result<(Arc<Shared>, Endpoint), ModelError> {
         shape.check()?;
         let layout = Layout::new(&shape);
         let endpoint = match &front_end {
@@ -243,17 +296,7 @@ impl Model {
             faults: Faults::default(),
             shape,
         });
-        let thread = {
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name("vvu-model".to_owned())
-                .spawn(move || thread::run(&shared, endpoint))?
-        };
-        let owner = Arc::new(Owner {
-            shared,
-            thread: Some(thread),
-        });
-        Ok(Self { owner })
+        Ok((shared, endpoint))
     }
 
     fn shared(&self) -> &Shared {

@@ -11,9 +11,9 @@ use super::kicks::Bell;
 use super::link::LinkEvent;
 use super::messages::{self, Duty, Refusal};
 use super::queues::QueueError;
-use super::shape::Dialect;
 use super::window::Placement;
 use crate::notify::claim_eventfd;
+use crate::pci::CROSVM_ID;
 use crate::protocol::{Message, ProtocolFeatures, Request};
 use crate::socket::{Gone, Incoming, Received};
 
@@ -164,10 +164,11 @@ impl Locked<'_> {
             });
         }
         let told = self.state.driver_features & feature::LAYOUT != 0;
-        let placement = match self.shared.shape.dialect {
+        // A driver that is not told goes by the id.
+        let placement = match self.shared.shape.id {
             _ if told => Placement::Told,
-            Dialect::Crosvm => Placement::Packed,
-            Dialect::Ours | Dialect::Prototype => Placement::Whole,
+            CROSVM_ID => Placement::Packed,
+            _ => Placement::Whole,
         };
         let starts = self.shared.window.show(&regions, fds, placement)?;
         if told {

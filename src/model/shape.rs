@@ -1,6 +1,7 @@
 //! What a modelled function looks like from outside: the dialects of VVU.
 
 use super::ModelError;
+use crate::pci::CROSVM_ID;
 
 /// Whose device it is like: where its structures are, how it places memory if it does not say so
 /// in its messages, and its manners.
@@ -48,7 +49,7 @@ impl Shape {
     pub fn ours() -> Self {
         Self {
             dialect: Dialect::Ours,
-            id: 0x107d,
+            id: CROSVM_ID,
             rings: MAX_RINGS,
             queue_size: 128,
             vectors: 3 + MAX_RINGS as u16,

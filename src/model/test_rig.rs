@@ -2,14 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::faults::Fault;
 use super::{FrontEnd, LinkState, Model, Shape};
-use crate::pci::PciFunction;
+use crate::memory::Area;
+use crate::mmio::Window;
+use crate::pci::{DmaMemory, PciError, PciFunction};
 use crate::protocol::HEADER_LEN;
 
 /// The test's side of a device: the front-end at its socket, and its inside through `model`.
@@ -18,16 +22,48 @@ pub(crate) struct Rig {
     pub(crate) model: Model,
     pub(crate) path: PathBuf,
     front_end: Arc<Mutex<Option<UnixStream>>>,
+    provider: Arc<Mutex<Provider>>,
+}
+
+/// Who provides a function, and may go.
+#[derive(Debug, Default)]
+struct Provider {
+    /// Closed when it goes.
+    hangup: Option<UnixStream>,
+    /// Its device, while it is there.
+    model: Option<Model>,
 }
 
 impl Rig {
     /// A watched, cruel device, and the function through which it is driven.
     pub(crate) fn new(shape: Shape) -> (Self, Box<dyn PciFunction>) {
+        let rig = Self::cruel(shape);
+        rig.provider.lock().unwrap().model = Some(rig.model.clone());
+        let function = Provided::new(&rig.provider).unwrap();
+        (rig, Box::new(function))
+    }
+
+    fn cruel(shape: Shape) -> Self {
         let rig = Self::kind(shape);
         rig.model.watch();
         rig.model.be_cruel();
-        let function = rig.model.function();
-        (rig, function)
+        rig
+    }
+
+    /// The device is gone, with everything that it held.
+    pub(crate) fn go(&self) {
+        self.model.fault(Some(Fault::Gone));
+        *self.provider.lock().unwrap() = Provider::default();
+    }
+
+    /// There is a device again, of this shape.
+    pub(crate) fn come_back(self, shape: Shape) -> Self {
+        let rig = Self {
+            provider: Arc::clone(&self.provider),
+            ..Self::cruel(shape)
+        };
+        rig.provider.lock().unwrap().model = Some(rig.model.clone());
+        rig
     }
 
     /// A device that is neither.
@@ -40,6 +76,7 @@ impl Rig {
             model: Model::new(shape, FrontEnd::Listen(path.clone())).unwrap(),
             path,
             front_end: Arc::default(),
+            provider: Arc::default(),
         }
     }
 
@@ -102,6 +139,84 @@ impl Rig {
     pub(crate) fn is_quiet(&self) -> bool {
         let status = self.model.status();
         status.device_status == 0 && matches!(status.link, LinkState::Initial | LinkState::Open)
+    }
+}
+
+/// A function whose provider can go and come back.
+struct Provided {
+    function: Box<dyn PciFunction>,
+    hangup: UnixStream,
+    provider: Arc<Mutex<Provider>>,
+}
+
+impl Provided {
+    fn new(provider: &Arc<Mutex<Provider>>) -> Result<Self, PciError> {
+        let mut there = provider.lock().unwrap();
+        let Some(model) = &there.model else {
+            return Err(PciError::Io {
+                what: "model".to_owned(),
+                source: ErrorKind::NotConnected.into(),
+            });
+        };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let function = model.function();
+        there.hangup = Some(ours);
+        Ok(Self {
+            function,
+            hangup: theirs,
+            provider: Arc::clone(provider),
+        })
+    }
+}
+
+impl PciFunction for Provided {
+    fn name(&self) -> &str {
+        self.function.name()
+    }
+
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        self.function.read_config(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) {
+        self.function.write_config(offset, data);
+    }
+
+    fn bar_size(&self, bar: u8) -> u64 {
+        self.function.bar_size(bar)
+    }
+
+    fn registers(&self, bar: u8, offset: u64, len: u64) -> Result<Window, PciError> {
+        self.function.registers(bar, offset, len)
+    }
+
+    fn map_bar(&self, bar: u8, offset: u64, len: u64) -> Result<Area, PciError> {
+        self.function.map_bar(bar, offset, len)
+    }
+
+    fn alloc_dma(&mut self, len: usize) -> Result<DmaMemory, PciError> {
+        self.function.alloc_dma(len)
+    }
+
+    fn vectors(&self) -> u16 {
+        self.function.vectors()
+    }
+
+    fn enable_vectors(&mut self, count: u16) -> Result<Vec<OwnedFd>, PciError> {
+        self.function.enable_vectors(count)
+    }
+
+    fn reset(&mut self) -> Result<(), PciError> {
+        self.function.reset()
+    }
+
+    fn hangup(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.hangup.as_fd())
+    }
+
+    fn reopen(&mut self) -> Result<bool, PciError> {
+        *self = Self::new(&self.provider)?;
+        Ok(true)
     }
 }
 

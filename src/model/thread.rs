@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
@@ -12,18 +13,48 @@ use super::{ENDPOINT, SOCKET, Shared, WAKE, kicks};
 use crate::socket::{Endpoint, Wire};
 
 /// Runs until the model is gone.
-pub(super) fn run(shared: &Arc<Shared>, mut endpoint: Endpoint) {
-    let mut waiting = false;
-    settle(shared, &mut endpoint, &mut waiting);
-    let mut space = [const { MaybeUninit::uninit() }; 64];
-    while !shared.stopping.load(Ordering::Acquire) {
-        let ready = match epoll::wait(&shared.epoll, &mut space[..], None) {
+pub(super) fn run(shared: Arc<Shared>, endpoint: Endpoint) {
+    let mut steps = Steps::new(shared, endpoint);
+    while !steps.shared.stopping.load(Ordering::Acquire) {
+        if let Err(errno) = steps.step(None) {
+            tracing::error!(%errno, "cannot wait for front-ends any more");
+            return;
+        }
+    }
+}
+
+/// What the thread does, one wait at a time.
+#[derive(Debug)]
+pub(super) struct Steps {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    /// Whether the next front-end is waited for.
+    waiting: bool,
+}
+
+impl Steps {
+    pub(super) fn new(shared: Arc<Shared>, mut endpoint: Endpoint) -> Self {
+        let mut waiting = false;
+        settle(&shared, &mut endpoint, &mut waiting);
+        Self {
+            shared,
+            endpoint,
+            waiting,
+        }
+    }
+
+    /// Waits, and does what there is to do then. Whether there was anything.
+    pub(super) fn step(&mut self, timeout: Option<&Timespec>) -> rustix::io::Result<bool> {
+        let Self {
+            shared,
+            endpoint,
+            waiting,
+        } = self;
+        let mut space = [const { MaybeUninit::uninit() }; 64];
+        let ready = match epoll::wait(&shared.epoll, &mut space[..], timeout) {
             Ok((ready, _)) => ready,
-            Err(Errno::INTR) => continue,
-            Err(errno) => {
-                tracing::error!(%errno, "cannot wait for front-ends any more");
-                return;
-            }
+            Err(Errno::INTR) => return Ok(false),
+            Err(errno) => return Err(errno),
         };
         for event in ready.iter() {
             let flags = event.flags;
@@ -36,7 +67,7 @@ pub(super) fn run(shared: &Arc<Shared>, mut endpoint: Endpoint) {
                 ENDPOINT => {
                     if let Some(socket) = waiting.then(|| endpoint.attempt()).flatten() {
                         let _ = epoll::delete(&shared.epoll, endpoint.fd());
-                        waiting = false;
+                        *waiting = false;
                         shared.lock().opened(Wire::new(socket));
                     }
                 }
@@ -44,7 +75,8 @@ pub(super) fn run(shared: &Arc<Shared>, mut endpoint: Endpoint) {
                 ring => shared.kicks.relay(ring),
             }
         }
-        settle(shared, &mut endpoint, &mut waiting);
+        settle(shared, endpoint, waiting);
+        Ok(!ready.is_empty())
     }
 }
 

@@ -235,7 +235,7 @@ impl Window {
 }
 
 /// A file that can be shown; as far as possible it is kept from shrinking.
-fn check_file(file: BorrowedFd<'_>) -> Result<rustix::fs::Stat, String> {
+pub(super) fn check_file(file: BorrowedFd<'_>) -> Result<rustix::fs::Stat, String> {
     let stat = rustix::fs::fstat(file).map_err(|errno| errno.to_string())?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err("it is not a file".to_owned());

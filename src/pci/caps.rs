@@ -219,10 +219,14 @@ impl Structures {
     }
 }
 
+/// PCI device id that crosvm's device had, and ours has. Where a device with it does not say where
+/// memory lies, that is as in crosvm's.
+pub const CROSVM_ID: u16 = 0x107d;
+
 /// PCI device ids under which VVU functions are known: this project and crosvm (virtio id 61),
 /// the 2022 and 2019 prototypes (43, 24), and their transitional forms. None is assigned by the
 /// VIRTIO specification, so an id is only a hint; [`Structures::find`] decides.
-pub const KNOWN_IDS: [u16; 5] = [0x107d, 0x106b, 0x1058, 0x1016, 0x1017];
+pub const KNOWN_IDS: [u16; 5] = [CROSVM_ID, 0x106b, 0x1058, 0x1016, 0x1017];
 
 /// PCI device id of a modern virtio function (VIRTIO 1.2, 4.1.2.1); `None` if `virtio_id` has no
 /// such id.

@@ -206,10 +206,10 @@ mod tests {
     fn no_list_no_space_no_capabilities() {
         let mut bytes = space(&[(0x40, 1, 0)], 0x40).bytes;
         bytes[field::STATUS] = 0;
-        assert_eq!(ids(&ConfigSpace::new(bytes)), []);
+        assert_eq!(ids(&ConfigSpace::new(bytes)), [0; 0]);
         let short = ConfigSpace::new(space(&[(0x40, 1, 0)], 0x40).bytes[..64].to_vec());
         assert!(short.is_truncated());
-        assert_eq!(ids(&short), []);
+        assert_eq!(ids(&short), [0; 0]);
         let nothing = ConfigSpace::new(vec![]);
         assert_eq!(
             (nothing.vendor(), nothing.class(), nothing.msix_vectors()),

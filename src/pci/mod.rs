@@ -13,13 +13,13 @@ pub mod sysfs;
 
 pub use address::{Address, BadAddress};
 pub use builder::ConfigBuilder;
-pub use caps::{KNOWN_IDS, Location, NotVvu, Strided, Structures, modern_id};
+pub use caps::{CROSVM_ID, KNOWN_IDS, Location, NotVvu, Strided, Structures, modern_id};
 pub use config::{
     CAP_MSIX, CAP_VENDOR, COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, CONFIG_LEN, Capability,
     ConfigSpace, VENDOR_VIRTIO,
 };
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use thiserror::Error;
 
@@ -48,6 +48,19 @@ pub enum PciError {
         len: u64,
         /// The BAR's size; 0 if there is none.
         size: u64,
+    },
+    /// Memory in a BAR that only messages would reach.
+    #[error(
+        "{len:#x} bytes at {offset:#x} of BAR {bar} cannot be mapped: whoever provides the \
+         function shares no file for them (`vvu device` does with --peer-memory)"
+    )]
+    NotMappable {
+        /// BAR number.
+        bar: u8,
+        /// Offset asked for.
+        offset: u64,
+        /// Length asked for.
+        len: u64,
     },
     /// Interrupt vectors asked for that the function does not have.
     #[error("{asked} interrupt vectors were asked for, the function has {available}")]
@@ -102,4 +115,16 @@ pub trait PciFunction: Send {
     /// Resets the function (FLR or what there is), as far as it can be; virtio's own reset is the
     /// driver's business.
     fn reset(&mut self) -> Result<(), PciError>;
+
+    /// A descriptor that hangs up when whoever provides the function is gone, if that can happen.
+    fn hangup(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Lets go of everything and opens the function anew, for one that is gone and may be there
+    /// again: `true` if it is, with no DMA memory, no vectors, and perhaps other registers and
+    /// sizes than before. `false` if this kind of function cannot come back.
+    fn reopen(&mut self) -> Result<bool, PciError> {
+        Ok(false)
+    }
 }

@@ -156,9 +156,10 @@ impl Wire {
 
     /// Reads some bytes of the current part; `false` if there are none now.
     fn read(&mut self) -> Result<bool, Gone> {
-        let (buffer, have, in_header) = match &mut self.progress {
-            Progress::Header { bytes, have } => (bytes.as_mut_slice(), have, true),
-            Progress::Payload { bytes, have, .. } => (bytes.as_mut_slice(), have, false),
+        let begins = matches!(self.progress, Progress::Header { have: 0, .. });
+        let (buffer, have) = match &mut self.progress {
+            Progress::Header { bytes, have } => (bytes.as_mut_slice(), have),
+            Progress::Payload { bytes, have, .. } => (bytes.as_mut_slice(), have),
         };
         let rest = buffer.get_mut(*have..).unwrap_or_default();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -184,9 +185,9 @@ impl Wire {
                 self.attached.extend(fds);
             }
         }
-        if !in_header && self.attached.len() > before {
+        if !begins && self.attached.len() > before {
             return Err(Gone::Violation(
-                "file descriptors came with a payload instead of its header".to_owned(),
+                "file descriptors came within a message instead of at its beginning".to_owned(),
             ));
         }
         if received.flags.contains(ReturnFlags::CTRUNC) || self.attached.len() > MAX_FDS {

@@ -221,9 +221,19 @@ impl Driver {
         read(&self.config, 0x18)
     }
 
+    /// What a vector signals.
+    pub(crate) fn vector(&self, vector: u16) -> &OwnedFd {
+        &self.vectors[usize::from(vector)]
+    }
+
+    /// What all vectors signal.
+    pub(crate) fn vectors(&self) -> &[OwnedFd] {
+        &self.vectors
+    }
+
     /// Whether a vector was raised since this was asked last.
     pub(crate) fn interrupt(&self, vector: u16) -> bool {
-        signals(&self.vectors[usize::from(vector)]) > 0
+        signals(self.vector(vector)) > 0
     }
 
     #[track_caller]

@@ -104,10 +104,13 @@ fn main() -> ExitCode {
         let place = info.location().map(ToString::to_string);
         *PLACE.lock().unwrap() = place.unwrap_or_default();
     }));
-    let targets: [Rc<dyn Target>; 1] = [Rc::new(target::QemuTarget)];
+    let targets: [Rc<dyn Target>; 2] = [Rc::new(target::QemuTarget), Rc::new(target::ModelTarget)];
     let mut cases = Vec::new();
-    for (name, case) in device::CASES {
-        for target in &targets {
+    let machines = &targets[..1];
+    let everywhere = device::CASES.iter().map(|case| (case, targets.as_slice()));
+    let in_machines = device::MACHINE_CASES.iter().map(|case| (case, machines));
+    for ((name, case), places) in everywhere.chain(in_machines) {
+        for target in places {
             let target = Rc::clone(target);
             cases.push(line(name, target.name(), move || {
                 target.ready()?;
@@ -116,5 +119,6 @@ fn main() -> ExitCode {
             }));
         }
     }
+    cases.sort_by(|(one, _), (other, _)| one.cmp(other));
     runner::run(&mut Stage, cases)
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::accel::{self, Accelerator};
@@ -16,9 +17,13 @@ use crate::image::{self, Role};
 use crate::kernel::Kernel;
 use crate::process::Process;
 use crate::qemu::{Arguments, Qemu};
+use crate::served::ServedFunction;
 
 /// Slot on the root bus of an appliance's first virtio-vhost-user function.
 const FIRST_SLOT: usize = 0x10;
+
+/// Memory of a neighbour, in bytes.
+pub(crate) const NEIGHBOUR_MEMORY: u64 = 256 << 20;
 
 /// Everything that was started in it ends with it.
 pub struct Lab {
@@ -55,7 +60,7 @@ impl Room {
             .with_context(|| format!("opening {}", path.display()))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -78,7 +83,15 @@ impl Room {
 impl Lab {
     /// An empty lab whose logs go to `target/vm-logs/<name>`. The first one may download a kernel and build QEMU.
     pub fn new(name: &str) -> Result<Lab> {
-        let qemu = Qemu::get()?;
+        Lab::with(name, Qemu::get()?)
+    }
+
+    /// The same with a QEMU that nobody patched.
+    pub fn stock(name: &str) -> Result<Lab> {
+        Lab::with(name, Qemu::stock()?)
+    }
+
+    fn with(name: &str, qemu: Qemu) -> Result<Lab> {
         let kernel = Kernel::get()?;
         // A short path: the address of a UNIX socket has 108 bytes.
         let directory = tempfile::Builder::new()
@@ -114,11 +127,17 @@ impl Lab {
         self.room.qemu.has_function()
     }
 
+    /// Whether the QEMU in use takes functions from other processes.
+    pub fn can_have_served_functions(&self) -> Result<bool> {
+        self.room.qemu.has_vfio_user()
+    }
+
     /// A virtual machine that runs `vvu` on virtio-vhost-user functions.
     pub fn appliance(&self) -> Appliance<'_> {
         Appliance {
             lab: self,
             functions: 1,
+            served: Vec::new(),
             iommu: true,
             properties: String::new(),
         }
@@ -130,6 +149,7 @@ impl Lab {
             lab: self,
             name: name.to_owned(),
             socket: self.room.path(&format!("{name}.sock")),
+            memory: None,
             listens: false,
             queue_pairs: 1,
             mtu: 1500,
@@ -174,6 +194,10 @@ impl Lab {
         self.boot(name, arguments, |_| {})
     }
 
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
+    }
+
     fn arguments(&self, name: &str, accelerator: Accelerator) -> Arguments {
         let path = |kind: &str| self.room.path(&format!("{name}.{kind}"));
         let console = self.room.log_path(&format!("{name}-console"));
@@ -210,6 +234,8 @@ impl Lab {
 pub struct Appliance<'a> {
     lab: &'a Lab,
     functions: usize,
+    /// Functions that other processes serve: their sockets, to the appliance and to neighbours.
+    served: Vec<(PathBuf, PathBuf)>,
     iommu: bool,
     properties: String,
 }
@@ -218,6 +244,13 @@ impl Appliance<'_> {
     /// How many virtio-vhost-user functions it has.
     pub fn functions(mut self, functions: usize) -> Self {
         self.functions = functions;
+        self
+    }
+
+    /// With these functions instead of functions of its own.
+    pub fn served(mut self, functions: &[ServedFunction]) -> Self {
+        self.served = functions.iter().map(ServedFunction::sockets).collect();
+        self.functions = 0;
         self
     }
 
@@ -238,41 +271,71 @@ impl Appliance<'_> {
         let name = "appliance";
         let room = &self.lab.room;
         let mut arguments = self.lab.arguments(name, self.lab.accelerator());
-        arguments.option("-machine", "q35,kernel-irqchip=split");
+        let mut machine = "q35,kernel-irqchip=split".to_owned();
+        if !self.served.is_empty() {
+            // Whoever serves a function maps the memory that its DMA goes to.
+            arguments.option(
+                "-object",
+                "memory-backend-memfd,id=memory,size=512M,share=on",
+            );
+            machine += ",memory-backend=memory";
+        }
+        arguments.option("-machine", machine);
         if self.iommu {
             arguments.option("-device", "intel-iommu,intremap=on,caching-mode=on");
         }
         arguments.option("-m", "512M");
         arguments.option("-smp", "2");
-        let functions: Vec<Function> = (0..self.functions)
-            .map(|number| {
-                let slot = FIRST_SLOT + number;
-                Function {
-                    bdf: format!("0000:00:{slot:02x}.0"),
-                    socket: room.path(&format!("function{number}.sock")),
-                }
-            })
-            .collect();
-        for (number, function) in functions.iter().enumerate() {
-            let socket = function.socket.display();
-            arguments.option(
-                "-chardev",
-                format!("socket,id=vvu{number},path={socket},server=on,wait=off"),
-            );
-            let slot = FIRST_SLOT + number;
-            arguments.option(
-                "-device",
-                format!(
-                    "virtio-vhost-user-pci,id=function{number},chardev=vvu{number},iommu_platform=on,addr={slot:#x}{}",
-                    self.properties
-                ),
-            );
+        let own = (0..self.functions).map(|number| {
+            let function = Function {
+                bdf: bdf(number),
+                socket: room.path(&format!("function{number}.sock")),
+            };
+            self.add_own(&mut arguments, number, &function.socket);
+            function
+        });
+        let mut functions: Vec<Function> = own.collect();
+        for (vfio_user, socket) in &self.served {
+            let number = functions.len();
+            functions.push(Function {
+                bdf: bdf(number),
+                socket: socket.clone(),
+            });
+            let device = json!({
+                "driver": "vfio-user-pci",
+                "id": format!("function{number}"),
+                "addr": format!("{:x}", FIRST_SLOT + number),
+                "socket": { "type": "unix", "path": vfio_user },
+            });
+            arguments.option("-device", device.to_string());
         }
         let image = room.image(Role::Appliance)?;
         arguments.boot(&room.kernel.vmlinuz, image, "intel_iommu=on hugepages=32");
         self.lab
             .boot(name, arguments, |blueprint| blueprint.functions = functions)
     }
+
+    /// A function of the appliance's VMM.
+    fn add_own(&self, arguments: &mut Arguments, number: usize, socket: &Path) {
+        let socket = socket.display();
+        arguments.option(
+            "-chardev",
+            format!("socket,id=vvu{number},path={socket},server=on,wait=off"),
+        );
+        let slot = FIRST_SLOT + number;
+        arguments.option(
+            "-device",
+            format!(
+                "virtio-vhost-user-pci,id=function{number},chardev=vvu{number},iommu_platform=on,addr={slot:#x}{}",
+                self.properties
+            ),
+        );
+    }
+}
+
+/// Address of an appliance's function.
+fn bdf(number: usize) -> String {
+    format!("0000:00:{:02x}.0", FIRST_SLOT + number)
 }
 
 /// A neighbour to be booted.
@@ -280,6 +343,7 @@ pub struct Neighbour<'a> {
     lab: &'a Lab,
     name: String,
     socket: PathBuf,
+    memory: Option<PathBuf>,
     listens: bool,
     queue_pairs: u16,
     mtu: u16,
@@ -289,6 +353,12 @@ impl Neighbour<'_> {
     /// Served through a function of an appliance.
     pub fn via(mut self, appliance: &Guest, function: usize) -> Self {
         self.socket = appliance.function_socket(function).to_owned();
+        self
+    }
+
+    /// With its memory in the file that a function serves.
+    pub fn memory_of(mut self, function: &ServedFunction) -> Self {
+        self.memory = Some(function.memory().to_owned());
         self
     }
 
@@ -322,6 +392,7 @@ impl Neighbour<'_> {
             lab,
             name,
             socket,
+            memory,
             listens,
             queue_pairs,
             mtu,
@@ -337,12 +408,17 @@ impl Neighbour<'_> {
             lab.room.qemu.reconnect()
         };
         let mut arguments = lab.arguments(&name, lab.accelerator());
+        let backend = match memory {
+            Some(file) => format!("memory-backend-file,mem-path={}", file.display()),
+            None => "memory-backend-memfd".to_owned(),
+        };
+        let mib = NEIGHBOUR_MEMORY >> 20;
         arguments.option(
             "-object",
-            "memory-backend-memfd,id=memory,size=256M,share=on",
+            format!("{backend},id=memory,size={mib}M,share=on"),
         );
         arguments.option("-machine", "q35,memory-backend=memory");
-        arguments.option("-m", "256M,slots=2,maxmem=2G");
+        arguments.option("-m", format!("{mib}M,slots=2,maxmem=2G"));
         // A processor for each pair; one alone spares TCG the atomic operations.
         arguments.option("-smp", queue_pairs.to_string());
         arguments.option(

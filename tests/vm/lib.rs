@@ -27,7 +27,8 @@
 //! | `channel` | the host's end of the agent's serial port |
 //! | `wire` | what host and agent say to each other |
 //! | `traffic` | ping, TCP with checksums and frame blasts between guests |
-//! | `trio` | the two usual line-ups of two neighbours and one back-end |
+//! | `trio` | the usual line-ups of two neighbours and one back-end |
+//! | `served` | functions that a process on the host serves over vfio-user |
 //! | `qemu`, `accel`, `qmp` | command lines, the choice of KVM or TCG, the monitor |
 //! | `process` | a child that dies with us and whose output is kept |
 //! | `image`, `cpio`, `kernel`, `binaries` | what a guest boots from |
@@ -37,6 +38,7 @@
 //! | variable | what it decides |
 //! |---|---|
 //! | `VVU_QEMU` | a patched QEMU to use instead of the one that `qemu-patches/build` makes |
+//! | `VVU_STOCK_QEMU` | the same for the QEMU that nobody patched |
 //! | `VVU_BIN` | a static `vvu` to use instead of building it |
 //! | `VVU_ACCEL` | `kvm` or `tcg`, without probing |
 //! | `VVU_CACHE` | where downloads are kept, else `$XDG_CACHE_HOME/vvu` or `~/.cache/vvu` |
@@ -58,6 +60,7 @@ mod process;
 mod qemu;
 mod qmp;
 pub mod runner;
+mod served;
 pub mod setup;
 pub mod traffic;
 mod trio;
@@ -69,4 +72,5 @@ pub use lab::{Appliance, Lab, Neighbour};
 pub use process::Process;
 pub use qemu::Qemu;
 pub use qmp::Qmp;
+pub use served::ServedFunction;
 pub use trio::{HostTrio, Trio, start_vvu, start_vvu_with};

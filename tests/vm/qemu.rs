@@ -16,7 +16,7 @@ const RELEASE: &str = "10.2";
 /// Where Debian keeps SeaBIOS and QEMU's own option ROMs.
 const FIRMWARE: [&str; 2] = ["/usr/share/seabios", "/usr/share/qemu"];
 
-/// A QEMU with the virtio-vhost-user device.
+/// A QEMU: one with the virtio-vhost-user device, or one that nobody patched.
 #[derive(Debug, Clone)]
 pub struct Qemu {
     /// The program.
@@ -28,23 +28,43 @@ impl Qemu {
     /// The program that `VVU_QEMU` names, else the one that `qemu-patches/build` makes.
     pub fn get() -> Result<Qemu> {
         static QEMU: OnceLock<Qemu> = OnceLock::new();
-        if let Some(qemu) = QEMU.get() {
+        Self::once(&QEMU, "VVU_QEMU", &[RELEASE])
+    }
+
+    /// The program that `VVU_STOCK_QEMU` names, else the same release without our patches.
+    pub fn stock() -> Result<Qemu> {
+        static QEMU: OnceLock<Qemu> = OnceLock::new();
+        Self::once(&QEMU, "VVU_STOCK_QEMU", &["--stock", RELEASE])
+    }
+
+    fn once(cell: &OnceLock<Qemu>, variable: &str, arguments: &[&str]) -> Result<Qemu> {
+        if let Some(qemu) = cell.get() {
             return Ok(qemu.clone());
         }
-        let program = match env::var_os("VVU_QEMU") {
+        let program = match env::var_os(variable) {
             Some(program) => program.into(),
-            None => build()?,
+            None => build(arguments).with_context(|| format!("{variable} may name a QEMU"))?,
         };
         let version = version(&program)?;
-        Ok(QEMU.get_or_init(|| Qemu { program, version }).clone())
+        Ok(cell.get_or_init(|| Qemu { program, version }).clone())
     }
 
     /// Whether it has the virtio-vhost-user function.
     pub fn has_function(&self) -> Result<bool> {
+        self.has_device("virtio-vhost-user-pci")
+    }
+
+    /// Whether it takes functions that other processes serve.
+    pub fn has_vfio_user(&self) -> Result<bool> {
+        self.has_device("vfio-user-pci")
+    }
+
+    fn has_device(&self, name: &str) -> Result<bool> {
         let output = Command::new(&self.program)
             .args(["-device", "help"])
             .output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).contains("virtio-vhost-user-pci"))
+        let name = format!("name \"{name}\"");
+        Ok(String::from_utf8_lossy(&output.stdout).contains(&name))
     }
 
     /// The option of a client socket that tries again every tenth of a second, or in old releases every second.
@@ -58,22 +78,18 @@ impl Qemu {
 }
 
 /// Runs the build script, which prints the program's path last; its progress goes to standard error.
-fn build() -> Result<PathBuf> {
+fn build(arguments: &[&str]) -> Result<PathBuf> {
     let script = repository().join("qemu-patches/build");
     let output = Command::new(&script)
-        .arg(RELEASE)
+        .args(arguments)
         .stderr(Stdio::inherit())
         .output()
-        .with_context(|| {
-            format!(
-                "running {}; VVU_QEMU may name a patched QEMU instead",
-                script.display()
-            )
-        })?;
+        .with_context(|| format!("running {}", script.display()))?;
     ensure!(
         output.status.success(),
-        "{} {RELEASE} failed",
-        script.display()
+        "{} {} failed",
+        script.display(),
+        arguments.join(" ")
     );
     let stdout = String::from_utf8(output.stdout)?;
     let path = stdout

@@ -8,6 +8,7 @@ use crate::guest::Guest;
 use crate::job::Job;
 use crate::lab::Lab;
 use crate::process::Process;
+use crate::served::ServedFunction;
 use crate::traffic;
 
 /// From the start of `vvu` until neighbours that boot meanwhile can talk.
@@ -27,6 +28,8 @@ pub struct Trio {
     pub appliance: Guest,
     /// `vvu net` in the appliance.
     pub vvu: Job,
+    /// What serves the appliance's functions, if its VMM does not.
+    pub functions: Vec<ServedFunction>,
     /// Where they live.
     pub lab: Lab,
 }
@@ -48,12 +51,43 @@ impl Trio {
             .queue_pairs(pairs)
             .mtu(9000)
             .boot()?;
+        Trio::start(lab, appliance, a, b, Vec::new())
+    }
+
+    /// The same without a patch in any VMM: `vvu device` on the host serves a function to the
+    /// appliance for each neighbour.
+    pub fn boot_served(lab: Lab, pairs: u16) -> Result<Trio> {
+        let functions = vec![
+            ServedFunction::start(&lab, "a")?,
+            ServedFunction::start(&lab, "b")?,
+        ];
+        let appliance = lab.appliance().served(&functions).boot()?;
+        let boot = |name, number: usize| {
+            lab.neighbour(name)
+                .via(&appliance, number)
+                .memory_of(&functions[number])
+                .queue_pairs(pairs)
+                .mtu(9000)
+                .boot()
+        };
+        let (a, b) = (boot("a", 0)?, boot("b", 1)?);
+        Trio::start(lab, appliance, a, b, functions)
+    }
+
+    fn start(
+        lab: Lab,
+        appliance: Guest,
+        a: Guest,
+        b: Guest,
+        functions: Vec<ServedFunction>,
+    ) -> Result<Trio> {
         let vvu = start_vvu(&appliance)?;
         let trio = Trio {
             a,
             b,
             appliance,
             vvu,
+            functions,
             lab,
         };
         trio.settle()?;

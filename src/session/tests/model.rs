@@ -165,6 +165,10 @@ fn serve(whole: &Whole, mut frontend: Frontend) {
 fn a_stock_front_end_is_served_through_the_model() {
     for shape in [
         Shape::ours(),
+        Shape {
+            layout: false,
+            ..Shape::ours()
+        },
         Shape::prototype(0x1058),
         Shape::prototype(0x106b),
         Shape::crosvm(),

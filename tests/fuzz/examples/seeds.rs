@@ -8,10 +8,11 @@ use std::path::Path;
 use vvu::model::Shape;
 use vvu::pci::{ConfigSpace as PciSpace, Structures};
 use vvu::protocol::{
-    ConfigSpace, DeviceState, Inflight, Iotlb, LogArea, MemRegion, Request, VringAddr, VringFd,
-    VringState,
+    ConfigSpace, DeviceState, Inflight, Iotlb, LogArea, MemRegion, Reply, Request, VringAddr,
+    VringFd, VringState,
 };
-use vvu_fuzz::{config_space, ring, session};
+use vvu_fuzz::front_end::{self, fds};
+use vvu_fuzz::{config_space, model, ring, session};
 
 /// Address of the front-end's memory in the front-end.
 const USER: u64 = 0x7f00_0000_0000;
@@ -27,6 +28,7 @@ fn main() {
         ("config_space", functions()),
         ("ring", rings()),
         ("session", sessions()),
+        ("model", models()),
     ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("corpus")
@@ -72,7 +74,7 @@ impl Script {
 fn region(guest_addr: u64) -> MemRegion {
     MemRegion {
         guest_addr,
-        size: session::MEMORY,
+        size: front_end::MEMORY,
         user_addr: USER,
         mmap_offset: 0,
     }
@@ -284,12 +286,12 @@ fn rings() -> Seeds {
 }
 
 /// A message with file descriptors.
-fn tell(script: Script, request: &Request, fds: u8) -> Script {
+fn tell(script: Script, request: &Request, with: u8) -> Script {
     let message = request.to_message(true);
     let script = script.u8(session::op::MESSAGE).u8(message.request as u8);
     script
         .u8(message.flags as u8)
-        .u8(fds)
+        .u8(with)
         .part(&message.payload)
 }
 
@@ -299,13 +301,13 @@ fn set_up(features: u64) -> Script {
     script = tell(script, &Request::SetProtocolFeatures(PROTOCOL), 0);
     script = tell(script, &Request::SetFeatures(features), 0);
     let table = Request::SetMemTable(vec![region(0x1000)]);
-    script = tell(script, &table, session::fds::MEMORY | 1);
+    script = tell(script, &table, fds::MEMORY | 1);
     for index in 0..2 {
         let size = u32::from(session::SIZE);
         script = tell(script, &Request::SetVringNum(state(index, size)), 0);
         script = tell(script, &Request::SetVringBase(state(index, 0)), 0);
         script = tell(script, &Request::SetVringAddr(addr(index)), 0);
-        let event = session::fds::EVENT | 1;
+        let event = fds::EVENT | 1;
         script = tell(script, &Request::SetVringCall(fd(index as u8)), event);
         script = tell(script, &Request::SetVringKick(fd(index as u8)), event);
         script = tell(script, &Request::SetVringEnable(state(index, 1)), 0);
@@ -344,13 +346,13 @@ fn sessions() -> Seeds {
     let mut seeds = Seeds::new();
     // One of each request, after a set-up.
     for request in requests() {
-        let fds = match request {
-            Request::SetMemTable(_) => session::fds::MEMORY | 2,
-            Request::AddMemReg(_) => session::fds::MEMORY | 1,
-            Request::SetVringKick(_) | Request::SetVringCall(_) => session::fds::EVENT | 1,
+        let with = match request {
+            Request::SetMemTable(_) => fds::MEMORY | 2,
+            Request::AddMemReg(_) => fds::MEMORY | 1,
+            Request::SetVringKick(_) | Request::SetVringCall(_) => fds::EVENT | 1,
             _ => 0,
         };
-        let script = tell(set_up(VERSION_1), &request, fds);
+        let script = tell(set_up(VERSION_1), &request, with);
         let number = request.to_message(false).request;
         seeds.push((format!("request-{number}"), script.0));
     }
@@ -384,5 +386,71 @@ fn sessions() -> Seeds {
     let script = script.u8(op::BYTES).part(&bytes[7..]).u8(op::RECONNECT);
     let script = tell(script, &Request::GetFeatures, 0);
     seeds.push(("reconnect".to_owned(), script.0));
+    seeds
+}
+
+/// A tunnel that carries one of each request and an answer, in every dialect.
+fn models() -> Seeds {
+    use model::op;
+    let mut seeds = Seeds::new();
+    for (name, kind) in [
+        ("ours", 0x0c),
+        ("prototype-2019", 0x01),
+        ("prototype-2022", 0x02),
+        ("crosvm", 0x03),
+        ("peer-memory", 0x1c),
+    ] {
+        let start = || {
+            let script = Script::default().u8(kind).u8(7).u8(18).u8(6);
+            let script = script.u8(op::VECTOR).u16(1).u8(1);
+            // The first ring's kick raises vector 3.
+            let script = script.u8(op::WRITE).u8(5).u16(0).part(&[0, 0, 3, 0]);
+            script.u8(op::BRING_UP).u32(u32::from(kind & 4 != 0))
+        };
+        let mut script = tell(start(), &Request::SetProtocolFeatures(PROTOCOL), 0);
+        let table = Request::SetMemTable(vec![region(0)]);
+        script = tell(script, &table, fds::MEMORY | 1);
+        for request in [
+            Request::SetVringKick(fd(0)),
+            Request::SetVringCall(fd(0)),
+            Request::SetVringErr(fd(0)),
+        ] {
+            script = tell(script, &request, fds::EVENT | 1);
+        }
+        script = script.u8(op::VECTOR).u16(3).u8(1).u8(op::KICK);
+        script = script.u8(op::WRITE).u8(4).u16(0).part(&[0, 0]);
+        script = script.u8(op::WINDOW).u32(0x100).u8(op::OFFER).u8(0).u16(0);
+        script = tell(script, &Request::GetFeatures, 0);
+        let answer = Reply::U64(VERSION_1).to_message(1).to_bytes();
+        script = script.u8(op::SEND).part(&answer).u8(op::HEAR);
+        script = tell(script, &Request::GetVringBase(state(0, 0)), 0);
+        script = script.u8(op::READ).u8(0).u16(0).u8(0x38);
+        script = script.u8(op::READ).u8(3).u16(0).u8(0x20);
+        script = script.u8(op::READ).u8(2).u16(0).u8(1);
+        script = script.u8(op::HANG_UP).u8(op::RESET);
+        seeds.push((format!("tunnel-{name}"), script.0));
+        if kind == 0x0c {
+            for request in requests() {
+                let with = match request {
+                    Request::SetMemTable(_) => fds::MEMORY | 2,
+                    Request::AddMemReg(_) => fds::MEMORY | 1,
+                    Request::SetVringKick(_) | Request::SetVringCall(_) => fds::EVENT | 1,
+                    _ => 0,
+                };
+                let script = tell(start(), &request, with);
+                let number = request.to_message(false).request;
+                seeds.push((format!("request-{number}"), script.0));
+            }
+        }
+    }
+    // Registers of configuration space, and a BAR through its window.
+    let window = [9, 0, 0x14, 5, 4, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
+    let script = Script::default().u8(0x0c).u8(7).u8(18).u8(6);
+    let script = script.u8(op::CONFIG).u8(4).part(&[6, 0]);
+    let script = script.u8(op::CONFIG).u8(0xc0).part(&window);
+    let script = script.u8(op::BAR).u8(1).u64(0).part(&[0; 16]);
+    let script = script.u8(op::MAP).u64(1 << 32).u16(0x1000);
+    let script = script.u8(op::UNMAP).u64(0).u64(u64::MAX);
+    seeds.push(("bus".to_owned(), script.0));
     seeds
 }

@@ -10,8 +10,10 @@
 pub mod capabilities;
 pub mod config_space;
 mod device;
+pub mod front_end;
 mod function;
 pub mod message;
+pub mod model;
 pub mod ring;
 pub mod session;
 

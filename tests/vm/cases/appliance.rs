@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use vvu_tests::Trio;
 use vvu_tests::traffic::{self, Transfer};
 use vvu_tests::wire::{BlastReport, CpuReport, Task};
 
@@ -22,7 +23,10 @@ const STREAM: Duration = Duration::from_secs(90);
 
 /// Small, as large as an ordinary frame takes, as large as a jumbo frame takes.
 pub(crate) fn pings_of_every_size(stage: &mut Stage) -> Result<()> {
-    let trio = stage.trio()?;
+    ping_both_ways(stage.trio()?)
+}
+
+pub(crate) fn ping_both_ways(trio: &Trio) -> Result<()> {
     for size in [56, 1472, 8972] {
         for (from, to) in [(&trio.a, &trio.b), (&trio.b, &trio.a)] {
             let report = traffic::ping(from, to, size, 20)?;
@@ -39,7 +43,10 @@ pub(crate) fn pings_of_every_size(stage: &mut Stage) -> Result<()> {
 
 /// What arrives is what was sent, in both directions, one after the other and at once.
 pub(crate) fn tcp_both_ways(stage: &mut Stage) -> Result<()> {
-    let trio = stage.trio()?;
+    stream_both_ways(stage.trio()?)
+}
+
+pub(crate) fn stream_both_ways(trio: &Trio) -> Result<()> {
     traffic::tcp(&trio.a, &trio.b, 64 * MIB)?;
     traffic::tcp(&trio.b, &trio.a, 64 * MIB)?;
     let there = Transfer::start(&trio.a, &trio.b, 32 * MIB)?;
@@ -89,7 +96,10 @@ pub(crate) fn two_queue_pairs(stage: &mut Stage) -> Result<()> {
 
 /// Without traffic `vvu` sleeps, and the first packet wakes it.
 pub(crate) fn idle_and_wake(stage: &mut Stage) -> Result<()> {
-    let trio = stage.trio()?;
+    idle(stage.trio()?)
+}
+
+pub(crate) fn idle(trio: &Trio) -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     let task = Task::Cpu {
         pid: trio.vvu.pid()?,
@@ -109,7 +119,10 @@ pub(crate) fn idle_and_wake(stage: &mut Stage) -> Result<()> {
 /// `vvu` dies without a word and is started again. The neighbours are not touched, and their
 /// stream goes on.
 pub(crate) fn vvu_killed(stage: &mut Stage) -> Result<()> {
-    let trio = stage.trio()?;
+    kill_vvu(stage.trio()?)
+}
+
+pub(crate) fn kill_vvu(trio: &mut Trio) -> Result<()> {
     let stream = Transfer::start(&trio.a, &trio.b, 96 * MIB)?;
     thread::sleep(LOAD);
     ensure!(stream.is_running(), "there is no load");
@@ -137,7 +150,10 @@ pub(crate) fn neighbour_reboots(stage: &mut Stage) -> Result<()> {
 
 /// A neighbour's QEMU is killed under load and started again.
 pub(crate) fn neighbour_killed(stage: &mut Stage) -> Result<()> {
-    let trio = stage.trio()?;
+    kill_neighbour(stage.trio()?)
+}
+
+pub(crate) fn kill_neighbour(trio: &mut Trio) -> Result<()> {
     let cut_off = Transfer::start(&trio.a, &trio.b, 4096 * MIB)?;
     thread::sleep(LOAD);
     ensure!(cut_off.is_running(), "there is no load");

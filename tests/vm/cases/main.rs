@@ -8,6 +8,7 @@ mod appliance;
 mod host;
 mod refusals;
 mod runner;
+mod stock;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,10 @@ fn main() -> ExitCode {
         ("refusals", refusals::refusals),
         ("no_iommu", refusals::no_iommu),
         ("window_too_small", refusals::window_too_small),
+        ("stock_switch", stock::stock_switch),
+        ("stock_idle", stock::stock_idle),
+        ("stock_vvu_killed", stock::stock_vvu_killed),
+        ("stock_neighbour_killed", stock::stock_neighbour_killed),
         ("host_switch", host::host_switch),
         ("host_switch_killed", host::host_switch_killed),
     ])

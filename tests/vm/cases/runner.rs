@@ -12,6 +12,7 @@ use vvu_tests::{HostTrio, Lab, Trio, setup};
 #[derive(Default)]
 pub(crate) struct Stage {
     trio: Option<Trio>,
+    stock: Option<Trio>,
     host: Option<HostTrio>,
     case: String,
     logs: Option<PathBuf>,
@@ -20,9 +21,8 @@ pub(crate) struct Stage {
 impl Stage {
     /// An appliance between two neighbours.
     pub(crate) fn trio(&mut self) -> Result<&mut Trio> {
-        self.host = None;
         if self.trio.is_none() {
-            let lab = self.lab()?;
+            let lab = self.own_lab()?;
             if !lab.can_have_appliance()? {
                 bail!(Missing(
                     "this QEMU has no virtio-vhost-user-pci; unset VVU_QEMU to build one that has"
@@ -34,26 +34,45 @@ impl Stage {
         self.trio.as_mut().context("the machines that just booted")
     }
 
+    /// The same, none of whose VMMs is patched.
+    pub(crate) fn stock(&mut self) -> Result<&mut Trio> {
+        if self.stock.is_none() {
+            self.end_all();
+            let lab = match Lab::stock(&self.case) {
+                Ok(lab) => lab,
+                Err(error) => bail!(Missing(format!("there is no unpatched QEMU: {error:#}"))),
+            };
+            if !lab.can_have_served_functions()? {
+                bail!(Missing(
+                    "this QEMU has no vfio-user-pci; unset VVU_STOCK_QEMU to build one that has"
+                        .into()
+                ));
+            }
+            self.logs = Some(lab.logs().to_owned());
+            self.stock = Some(Trio::boot_served(lab, 1)?);
+        }
+        self.stock.as_mut().context("the machines that just booted")
+    }
+
     /// `vvu` on the host between two neighbours.
     pub(crate) fn host(&mut self) -> Result<&mut HostTrio> {
-        self.trio = None;
         if self.host.is_none() {
-            self.host = Some(HostTrio::boot(self.lab()?)?);
+            self.host = Some(HostTrio::boot(self.own_lab()?)?);
         }
         self.host.as_mut().context("the machines that just booted")
     }
 
     /// An empty lab, for a case with machines of its own.
     pub(crate) fn own_lab(&mut self) -> Result<Lab> {
-        self.trio = None;
-        self.host = None;
-        self.lab()
-    }
-
-    fn lab(&mut self) -> Result<Lab> {
+        self.end_all();
         let lab = Lab::new(&self.case)?;
         self.logs = Some(lab.logs().to_owned());
         Ok(lab)
+    }
+
+    /// Ends whatever is up.
+    fn end_all(&mut self) {
+        (self.trio, self.stock, self.host) = (None, None, None);
     }
 }
 
