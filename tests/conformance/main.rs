@@ -7,18 +7,28 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `target` | where devices come from: QEMU under qtest |
+//! | `target` | where devices come from: QEMU under qtest, the model |
 //! | `driver`, `ring` | the driver that a case plays, register by register |
 //! | `front_end` | the front-end that a case plays, byte by byte |
 //! | `bench` | a device between the two |
-//! | `device` | what a device must do |
+//! | `device` | what a device must do: on QEMU and on the model |
+//! | `driving` | what a driver must do: ours, on the model in every dialect |
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+/// A table of cases: files and what is in them.
+macro_rules! cases {
+    ($($file:ident: $($name:ident)*;)*) => {
+        &[$($((stringify!($name), $file::$name)),*),*]
+    };
+}
+use cases;
+
 mod bench;
 mod device;
 mod driver;
+mod driving;
 mod front_end;
 mod ring;
 mod target;
@@ -115,6 +125,14 @@ fn main() -> ExitCode {
             cases.push(line(name, target.name(), move || {
                 target.ready()?;
                 case(target.as_ref());
+                Ok(())
+            }));
+        }
+    }
+    for (name, case) in driving::CASES {
+        for (dialect, shape) in driving::DIALECTS {
+            cases.push(line(name, dialect, move || {
+                case(&shape());
                 Ok(())
             }));
         }

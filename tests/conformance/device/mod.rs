@@ -16,14 +16,8 @@ use crate::target::Target;
 /// A case's name and what it does.
 type Case = (&'static str, fn(&dyn Target));
 
-macro_rules! cases {
-    ($($file:ident: $($name:ident)*;)*) => {
-        &[$($((stringify!($name), $file::$name)),*),*]
-    };
-}
-
 /// In the order of the checklist.
-pub(crate) const CASES: &[Case] = cases! {
+pub(crate) const CASES: &[Case] = crate::cases! {
     memory: c09_placement;
     identity: c17_capabilities c18_configuration;
     connection:
@@ -50,7 +44,7 @@ pub(crate) const CASES: &[Case] = cases! {
 };
 
 /// Those that only a machine with a processor can show.
-pub(crate) const MACHINE_CASES: &[Case] = cases! {
+pub(crate) const MACHINE_CASES: &[Case] = crate::cases! {
     running:
         c26_replacement_while_a_processor_rings
         c31_memory_replaced_while_a_processor_reads;
