@@ -42,7 +42,7 @@ pub enum Received {
     Nothing,
 }
 
-/// A connection. See the [module](self).
+/// A connection.
 #[derive(Debug)]
 pub struct Wire {
     socket: OwnedFd,

@@ -101,7 +101,7 @@ struct Entry {
     held: bool,
 }
 
-/// The driver side of a split ring. See the [module](self).
+/// The driver side of a split ring..
 ///
 /// A chain is [pushed](Ring::push), [published](Ring::publish) with what else was pushed, [taken
 /// back](Ring::take) when the device is done with it, and then either [pushed
