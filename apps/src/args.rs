@@ -4,6 +4,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use vvu::pci::Address;
 
+use crate::guest::args::Guest;
 use crate::port::{Mac, PortSpec};
 
 /// Serve virtio devices from this machine, or this virtual machine, to its neighbours.
@@ -52,11 +53,31 @@ pub(crate) enum Command {
     /// killed or reboots is served again when it is back.
     #[command(after_long_help = EXAMPLES)]
     Net(Net),
+
+    /// Be a VVU function in software, for a VMM or a `vvu net` that connects to it
+    ///
+    /// One side is a vfio-user socket, over which a VMM attaches the function to its VM, or
+    /// `vvu net --port vfio-user:PATH` drives it; the other a vhost-user socket for the
+    /// neighbour's VMM. Runs until SIGINT or SIGTERM; either side may come and go.
+    #[command(after_long_help = crate::device::EXAMPLES)]
+    Device(crate::device::DeviceArgs),
+
+    /// Be the other side: a virtual machine's network card, without the virtual machine
+    ///
+    /// A vhost-user-net front-end with memory and a driver of its own, for trying and testing any
+    /// back-end that serves AF_UNIX sockets. Accepts VERSION_1, MRG_RXBUF, EVENT_IDX and
+    /// INDIRECT_DESC where they are offered, unless told otherwise.
+    ///
+    /// Exit codes: 0 all was well, 1 something was lost or wrong, 2 the command line makes no
+    /// sense, 3 there is no back-end or it cannot be used.
+    #[command(after_long_help = crate::guest::args::EXAMPLES)]
+    Guest(Box<Guest>),
 }
 
 const EXAMPLES: &str = "\
 Ports:
   vvu:BDF            a VVU function of this VM, bound to vfio-pci (see `vvu bind`)
+  vfio-user:PATH     a VVU function that another process serves (see `vvu device`)
   unix:PATH          listen for a vhost-user front-end at PATH
   unix:PATH,client   connect to a front-end that listens at PATH
   null:              take every frame and drop it
@@ -64,11 +85,11 @@ Ports:
   echo:              send every frame back where it came from
   echo:swap          the same, with source and destination address exchanged
 
-  vvu: and unix: take further options, separated by commas:
+  vvu:, vfio-user: and unix: take further options, separated by commas:
     mac=ADDRESS      MAC address in the device's configuration space
     mtu=BYTES        largest IP packet that the link carries, 68 to 9216 (default 9000)
     pairs=N          queue pairs, 1 to 128 (default 8)
-  vvu: also takes
+  vvu: and vfio-user: also take
     rule=RULE        how the function places memory, where its id does not tell:
                      whole, packed or told (see docs/device.md)
 

@@ -1,6 +1,8 @@
 //! The `vvu` program: parse arguments, wire rooms together, run.
 
 mod args;
+mod device;
+mod guest;
 mod net;
 mod pci;
 mod port;
@@ -21,9 +23,15 @@ fn main() -> ExitCode {
         Command::Bind(change) => pci::bind(&change),
         Command::Unbind(change) => pci::unbind(&change),
         Command::Net(net) => net::run(&net),
+        Command::Device(args) => device::run(&args),
+        Command::Guest(guest) => return finish(guest::run(&guest)),
     };
+    finish(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line, causes included: what was tried, then why it failed and what to do.
             eprintln!("vvu: {error:#}");

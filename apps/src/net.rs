@@ -9,6 +9,7 @@ use vvu::transport::Transport;
 use vvu::transport::tracer::Tracer;
 use vvu::transport::unix::UnixTransport;
 use vvu::transport::vvu::VvuTransport;
+use vvu::vfio_user::VfioUserFunction;
 use vvu_pmd::backend::{Config, GenConfig, PortKind, Workers};
 use vvu_pmd::net::NetConfig;
 
@@ -56,7 +57,10 @@ pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
 fn check_names(ports: &[PortSpec]) -> anyhow::Result<()> {
     let mut seen = BTreeSet::new();
     for port in ports {
-        let external = matches!(port.kind, Kind::Vvu { .. } | Kind::Unix { .. });
+        let external = matches!(
+            port.kind,
+            Kind::Vvu { .. } | Kind::VfioUser { .. } | Kind::Unix { .. }
+        );
         if external && !seen.insert(&port.name) {
             bail!(
                 "port {} is given twice; each front-end needs one of its own",
@@ -101,7 +105,7 @@ fn add_port(
             ..GenConfig::default()
         }),
         Kind::Echo { swap } => PortKind::Echo { swap: *swap },
-        Kind::Vvu { device, .. } | Kind::Unix { device, .. } => {
+        Kind::Vvu { device, .. } | Kind::VfioUser { device, .. } | Kind::Unix { device, .. } => {
             PortKind::Vhost(card(net, number, port, device))
         }
     };
@@ -131,9 +135,12 @@ fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transp
             rule,
             device,
         } => {
-            let rings = device.pairs * 2;
-            let device = pci::open(*address, *rule, rings, net.allow_unsafe_interrupts)?;
-            Box::new(VvuTransport::new(device))
+            let function = pci::take(*address, net.allow_unsafe_interrupts)?;
+            Box::new(VvuTransport::new(pci::open(function, *rule, device.pairs)?))
+        }
+        Kind::VfioUser { path, rule, device } => {
+            let function = Box::new(VfioUserFunction::connect(path)?);
+            Box::new(VvuTransport::new(pci::open(function, *rule, device.pairs)?))
         }
     };
     Ok(Some(match net.trace {

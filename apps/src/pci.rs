@@ -3,36 +3,40 @@
 use anyhow::{Context, bail};
 use vvu::device::{Device, Options, Rule};
 use vvu::pci::sysfs::{FunctionInfo, Sysfs};
-use vvu::pci::{Address, Location, Structures};
+use vvu::pci::{Address, Location, PciFunction, Structures};
 use vvu::vfio::{VfioFunction, VfioOptions};
 
 use crate::args::{Rebind, RuleName};
 
-/// Opens a VVU function and brings it up: from then on a front-end can connect.
-pub(crate) fn open(
+/// Opens a function of this machine.
+pub(crate) fn take(
     address: Address,
-    rule: Option<RuleName>,
-    rings: u16,
     allow_unsafe_interrupts: bool,
-) -> anyhow::Result<Device> {
+) -> anyhow::Result<Box<dyn PciFunction>> {
     let options = VfioOptions {
         allow_unsafe_interrupts,
         ..VfioOptions::default()
     };
-    let function = VfioFunction::open(address, options)?;
+    Ok(Box::new(VfioFunction::open(address, options)?))
+}
+
+/// Brings a VVU function up, for so many queue pairs: from then on a front-end can connect.
+pub(crate) fn open(
+    function: Box<dyn PciFunction>,
+    rule: Option<RuleName>,
+    pairs: u16,
+) -> anyhow::Result<Device> {
     let rule = rule.map(|rule| match rule {
         RuleName::Whole => Rule::Whole,
         RuleName::Packed => Rule::Packed,
         RuleName::Told => Rule::Told,
     });
-    Ok(Device::open(
-        Box::new(function),
-        Options {
-            rule,
-            rings,
-            ..Options::default()
-        },
-    )?)
+    let options = Options {
+        rule,
+        rings: pairs * 2,
+        ..Options::default()
+    };
+    Ok(Device::open(function, options)?)
 }
 
 /// One line for each VVU function.
@@ -92,7 +96,7 @@ pub(crate) fn info(address: &Address) -> anyhow::Result<()> {
         println!("(bind it with `vvu bind {address}` to see what the device says about itself)");
         return Ok(());
     }
-    match open(*address, None, 0, false) {
+    match take(*address, false).and_then(|function| open(function, None, 0)) {
         Ok(mut device) => {
             show_identity(&device);
             device.shutdown();

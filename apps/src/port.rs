@@ -57,6 +57,12 @@ pub(crate) enum Kind {
         rule: Option<RuleName>,
         device: Device,
     },
+    /// A virtio-net device served through a VVU function that another process has.
+    VfioUser {
+        path: PathBuf,
+        rule: Option<RuleName>,
+        device: Device,
+    },
     /// A virtio-net device served through a socket.
     Unix {
         path: PathBuf,
@@ -94,7 +100,10 @@ impl FromStr for PortSpec {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (scheme, rest) = text.split_once(':').ok_or_else(|| {
-            format!("{text:?} has no kind; write vvu:BDF, unix:PATH, null:, gen: or echo:")
+            format!(
+                "{text:?} has no kind; write vvu:BDF, vfio-user:PATH, unix:PATH, null:, gen: or \
+                 echo:"
+            )
         })?;
         let mut parts = rest.split(',');
         let target = parts.next().unwrap_or_default();
@@ -111,6 +120,20 @@ impl FromStr for PortSpec {
                         rule,
                         device,
                     },
+                )
+            }
+            "vfio-user" => {
+                if target.is_empty() {
+                    return Err(
+                        "vfio-user: needs the path of a socket, as in vfio-user:/run/a.vfio".into(),
+                    );
+                }
+                let rule = options.take("rule", |value| RuleName::from_str(value, true))?;
+                let device = options.device()?;
+                let path = PathBuf::from(target);
+                (
+                    format!("vfio-user:{target}"),
+                    Kind::VfioUser { path, rule, device },
                 )
             }
             "unix" => {
@@ -147,7 +170,8 @@ impl FromStr for PortSpec {
             }
             _ => {
                 return Err(format!(
-                    "{scheme:?} is not a kind of port; there are vvu, unix, null, gen and echo"
+                    "{scheme:?} is not a kind of port; there are vvu, vfio-user, unix, null, gen \
+                     and echo"
                 ));
             }
         };
@@ -271,6 +295,14 @@ mod tests {
                 device
             }
         );
+        assert_eq!(
+            parse("vfio-user:/run/a.vfio,rule=told").kind,
+            Kind::VfioUser {
+                path: "/run/a.vfio".into(),
+                rule: Some(RuleName::Told),
+                device
+            }
+        );
         assert_eq!(parse("null:").kind, Kind::Null);
         assert_eq!(parse("gen:").kind, Kind::Generator { size: 64 });
         assert_eq!(parse("gen:size=1518").kind, Kind::Generator { size: 1518 });
@@ -292,6 +324,8 @@ mod tests {
             ("unix:/a,mac=1:2:3", "not a MAC address"),
             ("unix:/a,mac=01:00:00:00:00:00", "group"),
             ("unix:/a,rule=q", "no option \"rule\""),
+            ("vfio-user:", "needs the path"),
+            ("vfio-user:/a,client", "no option \"client\""),
             ("vvu:5", "5"),
             ("vvu:00:05.0,rule=x", "rule"),
             ("gen:size=20", "60 to 9018"),

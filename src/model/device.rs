@@ -186,12 +186,16 @@ impl Locked<'_> {
                 }
             }
             Action::Nothing => {
+                if event == LinkEvent::Opened {
+                    tracing::info!("a front-end waits for a driver");
+                }
                 self.state.link = next;
                 if event == LinkEvent::Closed {
                     self.hang_up();
                 }
             }
             Action::EndTold | Action::EndSilent => {
+                tracing::info!(because = %event, "the connection is over");
                 self.state.link = next;
                 self.end(action == Action::EndTold);
             }
@@ -205,7 +209,7 @@ impl Locked<'_> {
         state.protocol_features = ProtocolFeatures::empty();
         state.owed = 0;
         state.generation = state.generation.wrapping_add(1);
-        tracing::debug!(generation = state.generation, "a front-end is connected");
+        tracing::info!(connection = state.generation, "a front-end is connected");
         if !self.shared.shape.is_crosvm() {
             self.config_changed();
         }
@@ -304,6 +308,7 @@ impl Locked<'_> {
 
     pub(super) fn violation(&mut self, event: LinkEvent, what: String) {
         self.state.counters.violations += 1;
+        tracing::warn!(what, "a rule was broken");
         self.complain(what);
         self.on(event);
     }
@@ -312,6 +317,7 @@ impl Locked<'_> {
     pub(super) fn broken(&mut self, queue: usize, error: &QueueError) {
         let name = if queue == 0 { "rxq" } else { "txq" };
         self.state.counters.broken += 1;
+        tracing::warn!(queue = name, %error, "the driver has to reset the device");
         self.complain(format!("{name}: {error}"));
         self.state.device_status |= status::NEEDS_RESET;
         self.on(LinkEvent::Broken);

@@ -267,9 +267,17 @@ impl Kicks {
         }
     }
 
-    /// The pending bits, as bytes.
+    /// The pending bits, as bytes. A kick that waits for somebody to tell is pending, too.
     pub(super) fn read_pending(&self, offset: u64, data: &mut [u8]) {
-        let table = self.lock();
+        let mut table = self.lock();
+        let Table { vectors, kicks, .. } = &mut *table;
+        for kick in kicks.iter().filter(|kick| !kick.watched) {
+            if let (Some(fd), Some(vector)) = (&kick.fd, vectors.get_mut(usize::from(kick.vector)))
+                && take(fd.as_fd())
+            {
+                vector.pending = true;
+            }
+        }
         let bits = table.vectors.chunks(8).map(|chunk| {
             let bits = chunk.iter().enumerate();
             bits.fold(0u8, |byte, (bit, vector)| {

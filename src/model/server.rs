@@ -51,7 +51,7 @@ impl Server {
     pub fn listen(path: &Path, model: Model) -> Result<Self, EndpointError> {
         Ok(Self {
             endpoint: Endpoint::listen(path)?,
-            function: Modelled { model },
+            function: Modelled { model, maps: 0 },
             connection: None,
             status: ServerStatus::default(),
         })
@@ -149,11 +149,31 @@ impl Server {
 #[derive(Debug)]
 struct Modelled {
     model: Model,
+    /// Pieces of the client's memory that the function reaches.
+    maps: usize,
 }
 
 /// The BAR that a region is.
 fn bar(region: u32) -> Option<u8> {
     u8::try_from(region).ok().filter(|bar| *bar < 6)
+}
+
+impl Modelled {
+    /// Memory that only messages would reach, which this server does not send. A VMM has such
+    /// memory, and no driver a use for it: ROMs, other functions' BARs, this one's. But where
+    /// nothing else was shared before, it is the VM's RAM.
+    fn unshared(&self, writable: bool, range: String) -> Result<bool, Refusal> {
+        if !writable || self.maps > 0 {
+            tracing::debug!("{range} are not shared, and will not be reached");
+            return Ok(false);
+        }
+        let what = format!(
+            "{range} come without a file, so that they cannot be reached: the VM's memory must be \
+             shared (QEMU: -object memory-backend-memfd,share=on)"
+        );
+        tracing::warn!("{what}");
+        Err(Refusal::new(Errno::OPNOTSUPP, what))
+    }
 }
 
 impl Served for Modelled {
@@ -196,15 +216,10 @@ impl Served for Modelled {
         }
     }
 
-    fn map(&mut self, iova: u64, memory: ClientMemory) -> Result<(), Refusal> {
+    fn map(&mut self, iova: u64, memory: ClientMemory) -> Result<bool, Refusal> {
         let range = format!("{:#x} bytes at {iova:#x}", memory.len);
         let Some(file) = memory.file else {
-            let what = format!(
-                "{range} come without a file, so that they cannot be reached: the VM's memory \
-                 must be shared (QEMU: -object memory-backend-memfd,share=on)"
-            );
-            tracing::warn!("{what}");
-            return Err(Refusal::new(Errno::OPNOTSUPP, what));
+            return self.unshared(memory.writable, range);
         };
         let refuse = |what: String| Refusal::new(Errno::INVAL, format!("{range}: {what}"));
         window::check_file(file.as_fd()).map_err(refuse)?;
@@ -215,10 +230,13 @@ impl Served for Modelled {
         let bytes = mapped.map_err(|error: MemoryError| refuse(error.to_string()))?;
         self.model
             .map_dma(iova, Area::from(bytes))
-            .map_err(|error: ModelError| refuse(error.to_string()))
+            .map_err(|error: ModelError| refuse(error.to_string()))?;
+        self.maps += 1;
+        Ok(true)
     }
 
     fn unmap(&mut self, iova: u64, len: u64) {
+        self.maps = self.maps.saturating_sub(1);
         if let Err(error) = self.model.unmap_dma(iova, len) {
             tracing::error!(%error, "a client's memory stays mapped");
         }

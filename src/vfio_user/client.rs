@@ -12,29 +12,38 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown,
-    socket_with,
-};
+use rustix::net::{Shutdown, shutdown};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::VfioUserError;
-use super::frames::{Frame, FrameError, Frames, MAX_FDS, send};
 use super::message::{self, Access, HEADER_LEN, Header, Version, command};
 use super::patience::Patience;
+use crate::socket::{Frame, FrameError, Frames, MAX_FDS, call, send, wait};
 
-/// How long the server may take to answer one command.
-const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// How long the server may keep us waiting.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// For the answer to one command.
+    pub(super) request: Duration,
+    /// For answers before it has to be quick again: this long at once, and half of the time
+    /// after that. A bring-up has hundreds of commands.
+    pub(super) requests: Duration,
+    /// For room to write registers: this long at once, and a tenth of the time after that. Those
+    /// who write are workers, too, who ring doorbells; whatever else they serve waits meanwhile.
+    pub(super) writes: Duration,
+}
 
-/// How long it may keep us waiting for answers before it has to be quick again: this long at
-/// once, and half of the time after that. A bring-up has hundreds of commands.
-const REQUESTS_TIME: (Duration, u32) = (Duration::from_secs(20), 2);
-
-/// The same for those who write registers, a worker's doorbells among them: what else it serves
-/// waits meanwhile.
-const WRITES_TIME: (Duration, u32) = (Duration::from_millis(500), 10);
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            request: Duration::from_secs(5),
+            requests: Duration::from_secs(20),
+            writes: Duration::from_millis(500),
+        }
+    }
+}
 
 /// Longest message taken. A read of configuration space is the longest that is asked for.
 const MAX_MESSAGE: usize = 16 << 10;
@@ -46,14 +55,20 @@ const MAX_TRANSFER: u32 = 4096;
 /// send, is none to another.
 const POSTED: u16 = 1 << 15;
 
-/// How long writers may wait, over all connections to one server.
+/// Patience with one server, over all connections to it.
 #[derive(Debug, Clone)]
-pub(super) struct WritePatience(Arc<Mutex<Patience>>);
+pub(super) struct Deadlines {
+    times: Times,
+    /// Only on the way when the socket is full.
+    writes: Arc<Mutex<Patience>>,
+}
 
-impl WritePatience {
-    pub(super) fn new() -> Self {
-        let (most, recovery) = WRITES_TIME;
-        Self(Arc::new(Mutex::new(Patience::new(most, recovery))))
+impl From<Times> for Deadlines {
+    fn from(times: Times) -> Self {
+        Self {
+            times,
+            writes: Arc::new(Mutex::new(Patience::new(times.writes, 10))),
+        }
     }
 }
 
@@ -65,7 +80,7 @@ pub(super) struct Client {
     socket: OwnedFd,
     next_id: AtomicU16,
     replies: Mutex<Replies>,
-    writes: WritePatience,
+    deadlines: Deadlines,
     /// Why the connection was given up.
     gone: OnceLock<String>,
     limits: Limits,
@@ -90,18 +105,17 @@ impl Client {
     pub(super) fn connect(
         path: &Path,
         name: &str,
-        writes: WritePatience,
+        deadlines: Deadlines,
     ) -> Result<Self, VfioUserError> {
-        let (most, recovery) = REQUESTS_TIME;
         let mut client = Self {
             name: name.to_owned(),
-            socket: connected(path)?,
+            socket: call(path)?,
             next_id: AtomicU16::new(0),
             replies: Mutex::new(Replies {
-                frames: Frames::new(),
-                patience: Patience::new(most, recovery),
+                frames: Frames::new(MAX_FDS),
+                patience: Patience::new(deadlines.times.requests, 2),
             }),
-            writes,
+            deadlines,
             gone: OnceLock::new(),
             limits: Limits {
                 fds: 1,
@@ -170,7 +184,7 @@ impl Client {
     ) -> Result<Frame<HEADER_LEN>, VfioUserError> {
         let mut replies = self.replies();
         let start = Instant::now();
-        let time = replies.patience.left().min(REQUEST_TIME);
+        let time = replies.patience.left().min(self.deadlines.times.request);
         let result = self
             .alive()
             .and_then(|()| self.exchange(&mut replies, command, body, fds, start + time))
@@ -208,7 +222,7 @@ impl Client {
         let what = message::name(command);
         let late = || VfioUserError::Timeout {
             what,
-            after: REQUEST_TIME,
+            after: self.deadlines.times.request,
         };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) & !POSTED;
         let header = header(id, command, 0, body);
@@ -262,7 +276,11 @@ impl Client {
         if self.send(&header, &body, &[])? {
             return Ok(());
         }
-        let mut patience = self.writes.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut patience = self
+            .deadlines
+            .writes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let start = Instant::now();
         let time = patience.left();
         let result = loop {
@@ -347,17 +365,7 @@ impl Client {
 
     /// Waits until the socket is ready for `flags`; `false` if the deadline passed.
     fn wait(&self, flags: PollFlags, deadline: Instant) -> Result<bool, VfioUserError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let timeout = Timespec::try_from(left).unwrap_or_default();
-        let mut fds = [PollFd::new(&self.socket, flags)];
-        match poll(&mut fds, Some(&timeout)) {
-            // At the deadline it is looked once more.
-            Ok(_) | Err(Errno::INTR) => Ok(true),
-            Err(source) => Err(system("cannot wait for the server")(source)),
-        }
+        wait(self.socket.as_fd(), flags, deadline).map_err(system("cannot wait for the server"))
     }
 
     fn alive(&self) -> Result<(), VfioUserError> {
@@ -425,7 +433,7 @@ fn short(command: u16) -> VfioUserError {
 }
 
 pub(super) fn system(what: &'static str) -> impl Fn(Errno) -> VfioUserError {
-    move |source| VfioUserError::System { what, source }
+    move |reason| VfioUserError::System { what, reason }
 }
 
 impl From<FrameError> for VfioUserError {
@@ -436,23 +444,4 @@ impl From<FrameError> for VfioUserError {
             FrameError::System(source) => system("the server's socket failed")(source),
         }
     }
-}
-
-/// A connected socket that never blocks.
-fn connected(path: &Path) -> Result<OwnedFd, VfioUserError> {
-    let address = SocketAddrUnix::new(path).map_err(|errno| match errno {
-        Errno::NAMETOOLONG => VfioUserError::PathTooLong(path.to_owned()),
-        source => VfioUserError::Connect {
-            path: path.to_owned(),
-            source,
-        },
-    })?;
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(system("cannot make a socket"))?;
-    connect(&socket, &address).map_err(|source| VfioUserError::Connect {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(socket)
 }

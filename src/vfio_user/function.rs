@@ -16,8 +16,7 @@ use vfio_bindings::bindings::vfio::{
 use zerocopy::IntoBytes;
 
 use super::VfioUserError;
-use super::client::{Client, WritePatience, system};
-use super::frames::Frame;
+use super::client::{Client, Deadlines, Times, system};
 use super::message::{
     Capability, DeviceInfo, DmaMap, DmaUnmap, HEADER_LEN, IrqInfo, RegionInfo, SetIrqs, Span,
     SparseMmap, command, read, split,
@@ -25,6 +24,7 @@ use super::message::{
 use crate::memory::{Area, Mapping, hugepage_size, page_size};
 use crate::mmio::{RegisterAccess, Window};
 use crate::pci::{DmaMemory, PciError, PciFunction};
+use crate::socket::Frame;
 
 /// Where DMA addresses begin: behind everything that a PC has below 4 GiB.
 const FIRST_IOVA: u64 = 1 << 32;
@@ -42,7 +42,7 @@ const MAX_REGION_INFO: u32 = 4096;
 pub struct VfioUserFunction {
     name: String,
     path: PathBuf,
-    writes: WritePatience,
+    deadlines: Deadlines,
     connection: Connection,
 }
 
@@ -50,6 +50,7 @@ pub struct VfioUserFunction {
 struct Connection {
     client: Arc<Client>,
     resets: bool,
+    config_len: u64,
     bars: [Region; BARS],
     vectors: u16,
     vectors_enabled: bool,
@@ -84,13 +85,17 @@ struct Dma {
 impl VfioUserFunction {
     /// Connects to the server at `path`.
     pub fn connect(path: &Path) -> Result<Self, VfioUserError> {
+        Self::with_times(path, Times::default())
+    }
+
+    pub(super) fn with_times(path: &Path, times: Times) -> Result<Self, VfioUserError> {
         let name = format!("vfio-user:{}", path.display());
-        let writes = WritePatience::new();
+        let deadlines = Deadlines::from(times);
         Ok(Self {
-            connection: Connection::new(path, &name, writes.clone())?,
+            connection: Connection::new(path, &name, deadlines.clone())?,
             name,
             path: path.to_owned(),
-            writes,
+            deadlines,
         })
     }
 
@@ -99,6 +104,12 @@ impl VfioUserFunction {
         if let Err(error) = self.connection.close() {
             tracing::warn!(function = self.name, %error, "cannot leave the function quiet");
         }
+    }
+
+    /// Dies, as far as the server can tell.
+    #[cfg(test)]
+    pub(super) fn hang_up(&self) {
+        self.connection.client.hang_up();
     }
 
     fn check_range(&self, bar: u8, offset: u64, len: u64) -> Result<(), PciError> {
@@ -124,8 +135,8 @@ impl VfioUserFunction {
 }
 
 impl Connection {
-    fn new(path: &Path, name: &str, writes: WritePatience) -> Result<Self, VfioUserError> {
-        let client = Client::connect(path, name, writes)?;
+    fn new(path: &Path, name: &str, deadlines: Deadlines) -> Result<Self, VfioUserError> {
+        let client = Client::connect(path, name, deadlines)?;
         let ask = DeviceInfo {
             argsz: size_of::<DeviceInfo>() as u32,
             ..DeviceInfo::default()
@@ -144,6 +155,7 @@ impl Connection {
         for (bar, index) in bars.iter_mut().zip(0..) {
             *bar = region(&client, index)?;
         }
+        let config = region(&client, VFIO_PCI_CONFIG_REGION_INDEX)?;
         let vectors = match info.irqs > VFIO_PCI_MSIX_IRQ_INDEX {
             false => 0,
             true => vectors(&client)?,
@@ -151,6 +163,7 @@ impl Connection {
         Ok(Self {
             client: Arc::new(client),
             resets: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
+            config_len: config.size,
             bars,
             vectors,
             vectors_enabled: false,
@@ -369,8 +382,13 @@ impl PciFunction for VfioUserFunction {
     }
 
     fn read_config(&self, offset: u16, data: &mut [u8]) {
+        data.fill(u8::MAX);
         let region = VFIO_PCI_CONFIG_REGION_INDEX;
-        self.connection.client.read(region, offset.into(), data);
+        let room = self.connection.config_len.saturating_sub(offset.into());
+        let len = data.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        if let Some(data) = data.get_mut(..len) {
+            self.connection.client.read(region, offset.into(), data);
+        }
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) {
@@ -447,7 +465,7 @@ impl PciFunction for VfioUserFunction {
 
     fn reopen(&mut self) -> Result<bool, PciError> {
         self.leave();
-        let connection = Connection::new(&self.path, &self.name, self.writes.clone())
+        let connection = Connection::new(&self.path, &self.name, self.deadlines.clone())
             .map_err(self.failed("open"))?;
         self.connection = connection;
         Ok(true)

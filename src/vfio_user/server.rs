@@ -9,27 +9,24 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
-use thiserror::Error;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ,
     VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL, VFIO_IRQ_INFO_EVENTFD,
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_REGIONS,
-    VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
-    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
+    VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
+    VFIO_REGION_INFO_FLAG_WRITE,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::frames::{FrameError, Frames, send};
 use super::message::{
     self, Access, Capability, DeviceInfo, DmaMap, DmaUnmap, HEADER_LEN, Header, IrqInfo,
     RegionInfo, SetIrqs, Span, SparseMmap, Version, command, read, split,
 };
-
-/// The region that configuration space is.
-pub const CONFIG_REGION: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
+use super::served::{ClientMemory, Counters, Ended, Refusal, Served};
+use crate::socket::{Frames, MAX_FDS, send, wait};
 
 /// Bytes that one command may read or write. Registers have 8 at most.
 const MAX_TRANSFER: u32 = 4096;
@@ -51,106 +48,6 @@ const REPLY_TIME: Duration = Duration::from_secs(3);
 /// for hardware.
 const IRQS: u32 = VFIO_PCI_MSIX_IRQ_INDEX + 1;
 
-/// Why a command is refused: for the client a number, for people words.
-#[derive(Debug)]
-pub struct Refusal {
-    /// What the client is told.
-    pub errno: Errno,
-    /// What people are told.
-    pub what: String,
-}
-
-impl Refusal {
-    /// A refusal.
-    pub fn new(errno: Errno, what: impl Into<String>) -> Self {
-        let what = what.into();
-        Self { errno, what }
-    }
-}
-
-/// A part of a region that clients can map.
-#[derive(Debug)]
-pub struct Shared<'a> {
-    /// The file whose beginning the region's beginning is.
-    pub file: BorrowedFd<'a>,
-    /// Bytes of it, whole pages.
-    pub len: u64,
-}
-
-/// A piece of the client's memory.
-#[derive(Debug)]
-pub struct ClientMemory {
-    /// The file, if the client shares one.
-    pub file: Option<OwnedFd>,
-    /// Where in the file.
-    pub offset: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// Whether the function may write there.
-    pub writable: bool,
-}
-
-/// A PCI function as a server has it. Regions are numbered as in the kernel's vfio: BARs 0 to 5,
-/// ROM, configuration space, VGA.
-pub trait Served {
-    /// Size of a region; 0 if there is none.
-    fn region_size(&self, region: u32) -> u64;
-    /// What of a region can be mapped.
-    fn shared(&self, region: u32) -> Option<Shared<'_>>;
-    /// Number of MSI-X vectors.
-    fn vectors(&self) -> u16;
-    /// Reads inside a region.
-    fn read(&mut self, region: u32, offset: u64, data: &mut [u8]);
-    /// Writes inside a region.
-    fn write(&mut self, region: u32, offset: u64, data: &[u8]);
-    /// Lets the function reach memory from `iova` on, where nothing else is.
-    fn map(&mut self, iova: u64, memory: ClientMemory) -> Result<(), Refusal>;
-    /// Takes back what was mapped at `iova`, all of it.
-    fn unmap(&mut self, iova: u64, len: u64);
-    /// Names who is told when a vector fires.
-    fn set_vector(&mut self, vector: u16, fd: Option<OwnedFd>) -> Result<(), Refusal>;
-    /// Function reset.
-    fn reset(&mut self);
-}
-
-/// Why a connection ended.
-#[derive(Debug, Error)]
-pub enum Ended {
-    /// The client closed it.
-    #[error("the client closed the connection")]
-    Closed,
-    /// The client does not speak vfio-user as it should.
-    #[error("protocol violation: {0}")]
-    Violation(String),
-    /// The client does not read what it is answered.
-    #[error("the client read no replies for {0:?}")]
-    Stuck(Duration),
-    /// The operating system failed.
-    #[error("the client's socket failed: {0}")]
-    System(Errno),
-}
-
-impl From<FrameError> for Ended {
-    fn from(error: FrameError) -> Self {
-        match error {
-            FrameError::Closed => Self::Closed,
-            FrameError::Violation(what) => Self::Violation(what),
-            FrameError::System(errno) => Self::System(errno),
-        }
-    }
-}
-
-/// What was counted on a connection.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Commands.
-    pub commands: u64,
-    /// Those of them that were refused.
-    pub refused: u64,
-    /// Why the last of those was.
-    pub last_refusal: Option<String>,
-}
-
 /// A client's connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -158,7 +55,7 @@ pub struct Connection {
     frames: Frames<HEADER_LEN>,
     /// A version was agreed on.
     greeted: bool,
-    /// Pieces of memory by their addresses: length, and whether the function knows of it.
+    /// Pieces of memory by their addresses: length, and whether the function reaches it.
     maps: BTreeMap<u64, (u64, bool)>,
     counters: Counters,
 }
@@ -168,7 +65,7 @@ impl Connection {
     pub fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
-            frames: Frames::new(),
+            frames: Frames::new(MAX_FDS),
             greeted: false,
             maps: BTreeMap::new(),
             counters: Counters::default(),
@@ -224,8 +121,8 @@ impl Connection {
             // Nothing to name, nothing to refuse.
             let _ = function.set_vector(vector, None);
         }
-        for (iova, (len, known)) in std::mem::take(&mut self.maps) {
-            if known {
+        for (iova, (len, reached)) in std::mem::take(&mut self.maps) {
+            if reached {
                 function.unmap(iova, len);
             }
         }
@@ -333,12 +230,8 @@ impl Connection {
             len: map.size,
             writable: map.flags & VFIO_DMA_MAP_FLAG_WRITE != 0,
         };
-        // Clients announce ROMs, too, which have no file and nothing that a function needs.
-        let known = memory.file.is_some() || memory.writable;
-        if known {
-            function.map(map.address, memory)?;
-        }
-        self.maps.insert(map.address, (map.size, known));
+        let reached = function.map(map.address, memory)?;
+        self.maps.insert(map.address, (map.size, reached));
         Ok(Reply::default())
     }
 
@@ -411,14 +304,9 @@ impl Connection {
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
         let deadline = Instant::now() + REPLY_TIME;
         while !send(self.socket.as_fd(), &parts, fds)? {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Ended::Stuck(REPLY_TIME));
-            }
-            let timeout = Timespec::try_from(left).unwrap_or_default();
-            let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
-            match poll(&mut fds, Some(&timeout)) {
-                Ok(_) | Err(Errno::INTR) => {}
+            match wait(self.socket.as_fd(), PollFlags::OUT, deadline) {
+                Ok(true) => {}
+                Ok(false) => return Err(Ended::Stuck(REPLY_TIME)),
                 Err(errno) => return Err(Ended::System(errno)),
             }
         }
@@ -563,7 +451,7 @@ fn check_access(access: &Access, function: &dyn Served) -> Result<(), Refusal> {
         false => 0,
     };
     let end = access.offset.checked_add(access.count.into());
-    if access.count > MAX_TRANSFER || end.is_none_or(|end| end > size) {
+    if size == 0 || access.count > MAX_TRANSFER || end.is_none_or(|end| end > size) {
         return Err(Refusal::new(
             Errno::INVAL,
             format!(

@@ -69,6 +69,11 @@ impl Bench {
         self.driver.drain();
     }
 
+    /// Turns MSI-X off, or on again.
+    pub(crate) fn turn_vectors(&mut self, on: bool) {
+        self.machine.turn_vectors(on, self.driver.vectors());
+    }
+
     /// Descriptors that the device's process has open.
     pub(crate) fn descriptors(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.machine.process());
@@ -115,9 +120,10 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         let alive = self.machine.check();
-        match alive {
-            Err(error) if std::thread::panicking() => eprintln!("{error:#}"),
-            alive => alive.expect("the device is well"),
+        if std::thread::panicking() {
+            println!("\n     the device says: {}", self.machine.report());
+        } else if let Err(error) = alive {
+            panic!("{error:#}; the device said: {}", self.machine.report());
         }
     }
 }

@@ -11,7 +11,7 @@ use vvu::pci::{
 use vvu::protocol::{HEADER_LEN, Message};
 
 use crate::front_end::{REPLY, message, signals};
-use crate::ring::{self, Ring};
+use crate::ring::{self, Notify, Ring};
 use crate::{PATIENCE, QUIET, pause};
 
 /// Bits of the device configuration's status.
@@ -107,10 +107,10 @@ impl Driver {
         let window = window(found.memory);
         let vectors = function.enable_vectors(KICK + rings).unwrap();
         let memory = function.alloc_dma(2 * ring::BYTES).unwrap();
-        let nowhere = reg_of(&notify, 0);
+        let nowhere = |index| Ring::new(index, &memory, notify_at(&notify, 0));
         Self {
-            rx: Ring::new(0, &memory, nowhere.clone()),
-            tx: Ring::new(1, &memory, nowhere),
+            rx: nowhere(0),
+            tx: nowhere(1),
             function,
             space,
             found,
@@ -186,7 +186,7 @@ impl Driver {
         assert_eq!(read::<u16>(common, common::QUEUE_VECTOR), RX + index);
         let offset: u16 = read(common, common::QUEUE_NOTIFY_OFF);
         let offset = u64::from(offset) * u64::from(self.found.notify.multiplier);
-        let ring = Ring::new(index, &self.memory, reg_of(&self.notify, offset));
+        let ring = Ring::new(index, &self.memory, notify_at(&self.notify, offset));
         for (field, address) in common::QUEUE_ADDRESSES.into_iter().zip(ring.addresses()) {
             write(common, field, address as u32);
             write(common, field + 4, (address >> 32) as u32);
@@ -221,9 +221,19 @@ impl Driver {
         read(&self.config, 0x18)
     }
 
+    /// What a vector signals.
+    pub(crate) fn vector(&self, vector: u16) -> &OwnedFd {
+        &self.vectors[usize::from(vector)]
+    }
+
+    /// What all vectors signal.
+    pub(crate) fn vectors(&self) -> &[OwnedFd] {
+        &self.vectors
+    }
+
     /// Whether a vector was raised since this was asked last.
     pub(crate) fn interrupt(&self, vector: u16) -> bool {
-        signals(&self.vectors[usize::from(vector)]) > 0
+        signals(self.vector(vector)) > 0
     }
 
     #[track_caller]
@@ -361,8 +371,8 @@ impl Driver {
     }
 }
 
-fn reg_of(window: &Window, offset: u64) -> Reg<u16, vvu::mmio::WriteOnly> {
-    window.register(offset).expect("a notification register")
+fn notify_at(window: &Window, offset: u64) -> Notify {
+    Notify::Register(window.register(offset).expect("a notification register"))
 }
 
 /// One buffer is one message, no more and no less.

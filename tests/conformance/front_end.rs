@@ -108,18 +108,29 @@ impl FrontEnd {
     }
 
     /// The next message.
+    #[track_caller]
     pub(crate) fn receive(&mut self) -> Message {
+        self.receive_or_end().expect("a message")
+    }
+
+    /// The next message; `None` if the other side hangs up instead.
+    #[track_caller]
+    pub(crate) fn receive_or_end(&mut self) -> Option<Message> {
         let mut header = [0; HEADER_LEN];
-        self.stream.read_exact(&mut header).expect("a message");
+        match self.stream.read_exact(&mut header) {
+            Ok(()) => {}
+            Err(error) if is_end(&error) => return None,
+            Err(error) => panic!("no message: {error}"),
+        }
         let (request, flags, size) = Message::parse_header(&header);
         assert!(size <= 65536, "{request} has {size} bytes");
         let mut payload = vec![0; size as usize];
         self.stream.read_exact(&mut payload).expect("its payload");
-        Message {
+        Some(Message {
             request,
             flags,
             payload,
-        }
+        })
     }
 
     /// The next message, which must answer `request` with a number.
@@ -132,11 +143,28 @@ impl FrontEnd {
         }
     }
 
+    /// Asks for something, or for the outcome of something; the reply.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, request: &Request, fds: &[&OwnedFd]) -> Reply {
+        let message = request.to_message(true);
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        self.send(message.request, NEED_REPLY, &message.payload, &fds);
+        let reply = self.receive();
+        assert_eq!((reply.request, reply.flags), (message.request, REPLY));
+        Reply::parse(&reply).expect("a reply")
+    }
+
+    /// Says something that must be agreed with.
+    #[track_caller]
+    pub(crate) fn ok(&mut self, request: &Request, fds: &[&OwnedFd]) {
+        assert_eq!(self.ask(request, fds), Reply::U64(0), "{request:?}");
+    }
+
     /// The other side hangs up.
     pub(crate) fn is_hung_up(&mut self) {
         match self.stream.read(&mut [0]) {
             Ok(0) => {}
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            Err(error) if is_end(&error) => {}
             other => panic!("not hung up: {other:?}"),
         }
     }
@@ -150,6 +178,13 @@ impl FrontEnd {
     pub(crate) fn refuse_to_read(&self) {
         self.stream.shutdown(std::net::Shutdown::Read).unwrap();
     }
+}
+
+fn is_end(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+    )
 }
 
 pub(crate) fn message(request: u32, flags: u32, payload: &[u8]) -> Message {

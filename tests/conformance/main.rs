@@ -7,18 +7,28 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `target` | where devices come from: QEMU under qtest |
+//! | `target` | where devices come from: QEMU under qtest, the model |
 //! | `driver`, `ring` | the driver that a case plays, register by register |
 //! | `front_end` | the front-end that a case plays, byte by byte |
 //! | `bench` | a device between the two |
-//! | `device` | what a device must do |
+//! | `device` | what a device must do: on QEMU and on the model |
+//! | `driving` | what a driver must do: ours, on the model in every dialect |
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+/// A table of cases: files and what is in them.
+macro_rules! cases {
+    ($($file:ident: $($name:ident)*;)*) => {
+        &[$($((stringify!($name), $file::$name)),*),*]
+    };
+}
+use cases;
+
 mod bench;
 mod device;
 mod driver;
+mod driving;
 mod front_end;
 mod ring;
 mod target;
@@ -104,10 +114,13 @@ fn main() -> ExitCode {
         let place = info.location().map(ToString::to_string);
         *PLACE.lock().unwrap() = place.unwrap_or_default();
     }));
-    let targets: [Rc<dyn Target>; 1] = [Rc::new(target::QemuTarget)];
+    let targets: [Rc<dyn Target>; 2] = [Rc::new(target::QemuTarget), Rc::new(target::ModelTarget)];
     let mut cases = Vec::new();
-    for (name, case) in device::CASES {
-        for target in &targets {
+    let machines = &targets[..1];
+    let everywhere = device::CASES.iter().map(|case| (case, targets.as_slice()));
+    let in_machines = device::MACHINE_CASES.iter().map(|case| (case, machines));
+    for ((name, case), places) in everywhere.chain(in_machines) {
+        for target in places {
             let target = Rc::clone(target);
             cases.push(line(name, target.name(), move || {
                 target.ready()?;
@@ -116,5 +129,14 @@ fn main() -> ExitCode {
             }));
         }
     }
+    for (name, case) in driving::CASES {
+        for (dialect, shape) in driving::DIALECTS {
+            cases.push(line(name, dialect, move || {
+                case(&shape());
+                Ok(())
+            }));
+        }
+    }
+    cases.sort_by(|(one, _), (other, _)| one.cmp(other));
     runner::run(&mut Stage, cases)
 }

@@ -2,12 +2,15 @@
 //! nothing is offered again by itself. Not the driver's own ring, so that a mistake there is not
 //! agreed with here. (VIRTIO 1.2, 2.7.)
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use vm_memory::Bytes;
 use vvu::memory::Area;
 use vvu::mmio::{Reg, WriteOnly};
 use vvu::pci::DmaMemory;
+
+use crate::front_end::signal;
 
 /// Entries.
 pub(crate) const SIZE: u16 = 64;
@@ -23,13 +26,22 @@ const BUFFERS: usize = 0x3000;
 const DESC_NEXT: u16 = 1;
 const DESC_WRITE: u16 = 2;
 
+/// How the device hears of what was offered.
+#[derive(Debug)]
+pub(crate) enum Notify {
+    /// The ring's number in a register.
+    Register(Reg<u16, WriteOnly>),
+    /// An eventfd.
+    Event(OwnedFd),
+}
+
 /// A ring and its buffers.
 #[derive(Debug)]
 pub(crate) struct Ring {
     index: u16,
     memory: Area,
     iova: u64,
-    notify: Reg<u16, WriteOnly>,
+    notify: Notify,
     /// Entries ever offered, and descriptors in them.
     offered: u16,
     descriptors: u16,
@@ -38,7 +50,7 @@ pub(crate) struct Ring {
 
 impl Ring {
     /// Ring `index` of the function in the `nth` part of `memory`.
-    pub(crate) fn new(index: u16, memory: &DmaMemory, notify: Reg<u16, WriteOnly>) -> Self {
+    pub(crate) fn new(index: u16, memory: &DmaMemory, notify: Notify) -> Self {
         let at = usize::from(index) * BYTES;
         let memory_of_ring = memory.bytes.sub(at, BYTES).unwrap();
         let zeroes = vec![0; BUFFERS];
@@ -51,6 +63,18 @@ impl Ring {
             offered: 0,
             descriptors: 0,
             taken: 0,
+        }
+    }
+
+    /// The same ring as it goes on in a copy of its memory.
+    pub(crate) fn moved(&self, memory: &DmaMemory, notify: Notify) -> Self {
+        let at = usize::from(self.index) * BYTES;
+        Self {
+            index: self.index,
+            memory: memory.bytes.sub(at, BYTES).unwrap(),
+            iova: memory.iova + at as u64,
+            notify,
+            ..*self
         }
     }
 
@@ -102,16 +126,28 @@ impl Ring {
 
     /// Tells the device.
     pub(crate) fn notify(&self) {
-        self.notify.write(self.index);
+        match &self.notify {
+            Notify::Register(register) => register.write(self.index),
+            Notify::Event(fd) => signal(fd),
+        }
+    }
+
+    /// How many entries the device has ever given back, modulo 2^16.
+    pub(crate) fn used_index(&self) -> u16 {
+        let index: u16 = self
+            .memory
+            .slice()
+            .load(USED + 2, Ordering::Acquire)
+            .unwrap();
+        u16::from_le(index)
     }
 
     /// The next chain that the device has used: its descriptor and the length that it claims.
     pub(crate) fn used(&mut self) -> Option<(u16, u32)> {
-        let slice = self.memory.slice();
-        let index: u16 = slice.load(USED + 2, Ordering::Acquire).unwrap();
-        if u16::from_le(index) == self.taken {
+        if self.used_index() == self.taken {
             return None;
         }
+        let slice = self.memory.slice();
         let slot = USED + 4 + 8 * usize::from(self.taken % SIZE);
         let [id, len]: [u32; 2] = [0, 4].map(|at| slice.read_obj(slot + at).unwrap());
         self.taken = self.taken.wrapping_add(1);

@@ -9,4 +9,5 @@ mod negotiate;
 mod rings;
 mod rust_vmm;
 mod script;
+mod vfio_user;
 mod vvu;

@@ -151,7 +151,7 @@ fn descriptors(bench: &mut Bench, things: &Things) {
             });
         }
     }
-    // In the middle of a message.
+    step("descriptors within a header");
     ends(bench, |front_end| {
         let bytes = header(request::SET_MEM_TABLE, PLAIN, 0);
         front_end.raw(&bytes[..4], &many[..3]);

@@ -3,25 +3,21 @@
 //! A case gets a target, makes devices there and plays both the driver and the front-end.
 
 mod connection;
+mod front_ends;
 mod hostile;
 mod identity;
 mod memory;
 mod messages;
 mod notify;
+mod running;
 
 use crate::target::Target;
 
 /// A case's name and what it does.
 type Case = (&'static str, fn(&dyn Target));
 
-macro_rules! cases {
-    ($($file:ident: $($name:ident)*;)*) => {
-        &[$($((stringify!($name), $file::$name)),*),*]
-    };
-}
-
 /// In the order of the checklist.
-pub(crate) const CASES: &[Case] = cases! {
+pub(crate) const CASES: &[Case] = crate::cases! {
     memory: c09_placement;
     identity: c17_capabilities c18_configuration;
     connection:
@@ -42,6 +38,14 @@ pub(crate) const CASES: &[Case] = cases! {
         c27_kicks
         c28_notification_selector;
     messages: c29_masked_features;
+    front_ends: c30_front_ends_of_qemu;
     memory: c31_memory_replaced c32_revocation;
     messages: c33_refusals c34_memory_slots_not_offered;
+};
+
+/// Those that only a machine with a processor can show.
+pub(crate) const MACHINE_CASES: &[Case] = crate::cases! {
+    running:
+        c26_replacement_while_a_processor_rings
+        c31_memory_replaced_while_a_processor_reads;
 };

@@ -1,14 +1,18 @@
 //! Where the device under test comes from.
 
+mod model;
 mod qemu;
 mod qtest;
 
+pub(crate) use model::ModelTarget;
 pub(crate) use qemu::QemuTarget;
 pub(crate) use qemu::front_end as qemu_front_end;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::Result;
+use vvu::memory::Area;
 use vvu::pci::PciFunction;
 
 /// What a device under test shall be like.
@@ -22,6 +26,8 @@ pub(crate) struct Setup {
     pub(crate) uuid: Option<[u8; 16]>,
     /// Whether it offers LAYOUT.
     pub(crate) layout: bool,
+    /// What the machine's processor runs, where there is one.
+    pub(crate) firmware: Option<Vec<u8>>,
 }
 
 impl Default for Setup {
@@ -31,6 +37,7 @@ impl Default for Setup {
             window: 1 << 30,
             uuid: None,
             layout: true,
+            firmware: None,
         }
     }
 }
@@ -61,12 +68,30 @@ pub(crate) trait Machine {
         false
     }
 
+    /// Masks a vector of the function, or lets it signal again.
+    fn mask(&mut self, vector: u16, signal: Option<&OwnedFd>);
+
+    /// Turns all vectors off, or on again.
+    fn turn_vectors(&mut self, on: bool, signals: &[OwnedFd]) {
+        for (vector, signal) in (0..).zip(signals) {
+            self.mask(vector, on.then_some(signal));
+        }
+    }
+
+    /// The memory of the machine that the device is in, if it is in one.
+    fn memory(&self) -> Option<Area> {
+        None
+    }
+
     /// The process that has the device.
     fn process(&self) -> u32;
 
     /// Lets everything come to rest that may still hold what was taken away.
     fn settle(&mut self) {}
 
-    /// Fails if the device has died. What it has printed helps to see why.
+    /// Fails if the device has died.
     fn check(&mut self) -> Result<()>;
+
+    /// What the device says about itself, for who wonders why a case failed.
+    fn report(&self) -> String;
 }

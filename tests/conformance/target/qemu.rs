@@ -1,7 +1,7 @@
 //! The device in QEMU, without a processor: the test itself is what runs in the machine.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde_json::json;
@@ -104,6 +104,9 @@ struct QemuMachine {
     qtest: Arc<Qtest>,
     monitor: Qmp,
     memory: OwnedFd,
+    /// MSI-X: where the control byte is in configuration space, and the table in memory.
+    control: u16,
+    table: u64,
     process: Process,
     sockets: u32,
     socket: PathBuf,
@@ -154,8 +157,15 @@ impl QemuMachine {
             device += &format!(",uuid={}", parts.join("-"));
         }
         let memory_path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
+        let mut processor = "-accel qtest".to_owned();
+        if let Some(firmware) = &setup.firmware {
+            let path = folder.path().join("firmware");
+            std::fs::write(&path, firmware)?;
+            processor = format!("-accel tcg -cpu qemu64 -bios {}", path.display());
+        }
         let arguments = [
-            "-display none -nodefaults -no-user-config -accel qtest -qtest-log none".to_owned(),
+            "-display none -nodefaults -no-user-config -qtest-log none".to_owned(),
+            processor,
             format!("-qtest unix:{}", qtest_path.display()),
             format!("-chardev socket,id=monitor,path={}", monitor_path.display()),
             "-mon chardev=monitor,mode=control".to_owned(),
@@ -181,6 +191,8 @@ impl QemuMachine {
             qtest: Arc::new(qtest),
             monitor: Qmp::new(monitor, log)?,
             memory,
+            control: 0,
+            table: 0,
             process,
             sockets: 0,
             socket,
@@ -200,7 +212,9 @@ impl QemuMachine {
 
 impl Machine for QemuMachine {
     fn function(&mut self) -> Box<dyn PciFunction> {
-        Box::new(Function::new(&self.qtest, &self.memory).expect("memory of the machine"))
+        let function = Function::new(&self.qtest, &self.memory).expect("memory of the machine");
+        (self.control, self.table) = function.vector_table();
+        Box::new(function)
     }
 
     fn socket(&self) -> &Path {
@@ -216,6 +230,21 @@ impl Machine for QemuMachine {
         true
     }
 
+    fn mask(&mut self, vector: u16, signal: Option<&OwnedFd>) {
+        let entry = self.table + 16 * u64::from(vector);
+        let masked = u32::from(signal.is_none());
+        self.qtest.store(entry + 12, &masked.to_le_bytes());
+    }
+
+    fn turn_vectors(&mut self, on: bool, _signals: &[OwnedFd]) {
+        self.qtest
+            .set_config(SLOT, self.control, &[if on { MSIX_ENABLE } else { 0 }]);
+    }
+
+    fn memory(&self) -> Option<Area> {
+        Some(machine_memory(&self.memory).expect("memory of the machine"))
+    }
+
     fn process(&self) -> u32 {
         self.process.pid()
     }
@@ -228,12 +257,17 @@ impl Machine for QemuMachine {
     }
 
     fn check(&mut self) -> Result<()> {
-        let alive = self.qtest.is_alive();
-        let running = self.monitor.execute("query-status", json!({}));
-        let said = || format!("QEMU says: {}", self.process.output());
-        alive.with_context(said)?;
-        running.with_context(said).map(drop)
+        self.qtest.is_alive()?;
+        self.monitor.execute("query-status", json!({})).map(drop)
     }
+
+    fn report(&self) -> String {
+        self.process.output().trim().to_owned()
+    }
+}
+
+fn machine_memory(file: &OwnedFd) -> Result<Area> {
+    Ok(Mapping::of_file(file.as_fd(), 0, MEMORY)?.into())
 }
 
 /// The function as the machine's processor would see it.
@@ -249,11 +283,9 @@ struct Function {
 
 impl Function {
     fn new(qtest: &Arc<Qtest>, memory: &OwnedFd) -> Result<Self> {
-        use std::os::fd::AsFd;
-        let memory = Area::from(Mapping::of_file(memory.as_fd(), 0, MEMORY)?);
         let mut function = Self {
             qtest: Arc::clone(qtest),
-            memory,
+            memory: machine_memory(memory)?,
             used: DMA,
             bars: [(0, 0); 6],
             vectors: 0,
@@ -320,20 +352,26 @@ impl Function {
         found.map(|capability| capability.offset.into())
     }
 
-    /// Lets each vector store its word, and the function send MSI-X.
-    fn program_vectors(&self) {
+    /// Where MSI-X is turned on, and where its table is.
+    fn vector_table(&self) -> (u16, u64) {
         let at = self.capability(CAP_MSIX).expect("MSI-X");
         let table = self.dword(at + 4);
         let bar = self.bars[(table & 7) as usize].0;
+        (at + 3, bar + u64::from(table & !7))
+    }
+
+    /// Lets each vector store its word, and the function send MSI-X.
+    fn program_vectors(&self) {
+        let (control, table) = self.vector_table();
         for vector in 0..u64::from(self.vectors) {
-            let entry = bar + u64::from(table & !7) + 16 * vector;
+            let entry = table + 16 * vector;
             let address = INTERRUPTS + 4 * vector;
             let message = [address as u32, 0, INTERRUPT + vector as u32, 0];
             for (word, at) in message.into_iter().zip((entry..).step_by(4)) {
                 self.qtest.store(at, &word.to_le_bytes());
             }
         }
-        self.write_config(at + 3, &[MSIX_ENABLE]);
+        self.write_config(control, &[MSIX_ENABLE]);
     }
 
     fn check_range(&self, bar: u8, offset: u64, len: u64) -> Result<u64, PciError> {
