@@ -7,6 +7,7 @@ mod net;
 mod pci;
 mod port;
 mod signals;
+mod wiring;
 
 use std::process::ExitCode;
 
