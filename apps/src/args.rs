@@ -64,6 +64,13 @@ pub(crate) enum Command {
     #[command(after_long_help = crate::device::EXAMPLES)]
     Device(crate::device::DeviceArgs),
 
+    /// See it work: two guests, two VVU devices in software, and a switch between them
+    ///
+    /// Everything that an appliance VM does, in one process tree on this machine: no root, no
+    /// hugepages, no KVM and no QEMU. Ends by itself; the exit code is 0 if every frame is
+    /// accounted for.
+    Demo(crate::demo::Demo),
+
     /// Be the other side: a virtual machine's network card, without the virtual machine
     ///
     /// A vhost-user-net front-end with memory and a driver of its own, for trying and testing any
