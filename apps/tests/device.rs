@@ -350,6 +350,33 @@ fn each_of_the_three_is_killed_and_comes_back() {
 }
 
 #[test]
+fn no_abuse_gets_through_to_others() {
+    let scratch = Scratch::new("abuse");
+    let tunnel = Tunnel::new(&scratch);
+    let (device, net) = (tunnel.device(), tunnel.net());
+    tunnel.works();
+    let before = (descriptors(&device), descriptors(&net));
+    let (_, list) = Program::start(&scratch, &["guest", "abuse", "--list"]).end();
+    let names = list
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
+    let options: Vec<_> = names.flat_map(|name| ["--name", name]).collect();
+    assert!(options.len() > 100, "{list}");
+    // A few at a time: all together take a while.
+    for some in options.chunks(16) {
+        let (code, said) = tunnel.guest(&[&["abuse"], some].concat()).end();
+        assert_eq!(code, Some(0), "{said}");
+    }
+    until("descriptors as before", || {
+        descriptors(&device) <= before.0 && descriptors(&net) <= before.1
+    });
+    for program in [net, device] {
+        let (code, said) = program.stop(Signal::TERM);
+        assert_eq!(code, Some(0), "{said}");
+    }
+}
+
+#[test]
 fn a_server_that_hangs_is_given_up_and_found_again() {
     let scratch = Scratch::new("hang");
     let tunnel = Tunnel::new(&scratch);

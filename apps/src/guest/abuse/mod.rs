@@ -11,10 +11,11 @@ mod rig;
 mod rings;
 mod sharing;
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use super::args::{Abuse, Options, Socket};
-use super::error::GuestError;
+use super::error::{GuestError, io};
 use super::jobs::Pinger;
 use super::machine::{Machine, connected, endpoint};
 use super::report::{Abused, Clock, Details, Report};
@@ -53,17 +54,24 @@ struct Scene<'a> {
     shutdown: &'a Shutdown,
     endpoint: Endpoint,
     rng: fastrand::Rng,
+    /// How long the memory's file was, if it has a name: some deeds change that.
+    file_len: Option<u64>,
     /// Whether frames come back; unknown before the first honest connection.
     echoes: Option<bool>,
 }
 
 impl Scene<'_> {
     /// The endpoint, with a connection to be had at once.
-    fn fresh(&mut self) -> Result<&mut Endpoint, GuestError> {
+    fn fresh(&mut self) -> Result<(), GuestError> {
         if !self.socket.server {
             self.endpoint = endpoint(self.socket)?;
         }
-        Ok(&mut self.endpoint)
+        if let (Some(path), Some(len)) = (&self.options.memory_file, self.file_len) {
+            let file = File::options().write(true).open(path);
+            let restored = file.and_then(|file| file.set_len(len));
+            restored.map_err(io("restore the memory's file"))?;
+        }
+        Ok(())
     }
 
     /// A connection on which nothing was said.
@@ -134,9 +142,14 @@ pub(super) fn run(
         shutdown,
         endpoint: endpoint(socket)?,
         rng: fastrand::Rng::with_seed(1),
+        file_len: None,
         echoes: None,
     };
     let clock = Clock::new(false, false);
+    if let Some(path) = &options.memory_file {
+        let found = std::fs::metadata(path).map_err(io("look at the memory's file"))?;
+        scene.file_len = Some(found.len());
+    }
     // A back-end that is no good before cannot be judged by how it is after.
     scene.be_honest()?;
     let mut abused = Abused {

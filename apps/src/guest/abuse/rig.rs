@@ -63,7 +63,10 @@ impl Rig {
         let mut link = Link::open(socket, wanted, timeout)?;
         let format = Format(link.features);
         let bytes = BUFFER as usize * usize::from(SIZE) * 2;
-        let mut memory = Memory::new((bytes + (1 << 20)) as u64, 1, false)?;
+        let mut memory = match &scene.options.memory_file {
+            Some(path) => Memory::in_file(path, 1)?,
+            None => Memory::new((bytes + (1 << 20)) as u64, 1, false)?,
+        };
         let mut receive = Queue::new("receive", &mut memory, 0, SIZE, format)?;
         let mut transmit = Queue::new("transmit", &mut memory, 0, SIZE, format)?;
         let buffers = memory.alloc(0, bytes, 4096)?;
