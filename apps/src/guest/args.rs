@@ -37,6 +37,7 @@ Examples:
     vvu guest --socket /tmp/x.sock verify";
 
 #[derive(Debug, ClapArgs)]
+#[command(subcommand_value_name = "JOB", subcommand_help_heading = "Jobs")]
 pub(crate) struct Guest {
     #[command(flatten)]
     pub(crate) options: Options,
