@@ -217,7 +217,10 @@ impl Locked<'_> {
 
     /// Leaves nothing of the front-end's but its memory, which the driver may be looking at.
     fn end(&mut self, told: bool) {
-        self.state.rx = Rx::Read;
+        let unread = std::mem::replace(&mut self.state.rx, Rx::Read);
+        if let (Rx::Deliver(message), true) = (unread, self.shared.faults.is_late()) {
+            let _ = self.put(&message.to_bytes());
+        }
         if let Some(Outgoing {
             head: Some(head), ..
         }) = self.state.tx.take()
@@ -277,6 +280,7 @@ impl Locked<'_> {
         for queue in &mut state.queues {
             queue.reset();
         }
+        self.shared.faults.reset();
         if let Some(outgoing) = &mut state.tx {
             outgoing.head = None;
         }
@@ -286,7 +290,7 @@ impl Locked<'_> {
     }
 
     /// The configuration changed; nobody hears of it before DRIVER_OK.
-    fn config_changed(&mut self) {
+    pub(super) fn config_changed(&mut self) {
         if self.state.device_status & status::DRIVER_OK == 0 {
             return;
         }
@@ -296,7 +300,7 @@ impl Locked<'_> {
     }
 
     pub(super) fn interrupt(&mut self, vector: u16) {
-        if self.shared.kicks.fire(vector) {
+        if !self.shared.faults.is_mute() && self.shared.kicks.fire(vector) {
             self.state.counters.interrupts += 1;
         }
     }

@@ -80,12 +80,20 @@ impl Bench {
         std::fs::read_dir(folder).unwrap().count()
     }
 
-    /// How often the device's process has mapped memory files of this name.
-    pub(crate) fn mappings(&self, name: &str) -> usize {
+    /// How many bytes of memory files of this name the device's process has mapped.
+    pub(crate) fn mapped(&self, name: &str) -> u64 {
         let maps = format!("/proc/{}/maps", self.machine.process());
         let maps = std::fs::read_to_string(maps).unwrap();
         let name = format!("/memfd:{name} ");
-        maps.lines().filter(|line| line.contains(&name)).count()
+        let lines = maps.lines().filter(|line| line.contains(&name));
+        let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        lines
+            .map(|line| {
+                let range = line.split(' ').next().unwrap();
+                let (start, end) = range.split_once('-').unwrap();
+                number(end) - number(start)
+            })
+            .sum()
     }
 
     #[track_caller]
@@ -103,13 +111,13 @@ impl Bench {
     }
 
     #[track_caller]
-    pub(crate) fn wait_mappings(&mut self, name: &str, expected: usize) {
+    pub(crate) fn wait_mapped(&mut self, name: &str, expected: u64) {
         let start = Instant::now();
-        while self.mappings(name) != expected {
-            let now = self.mappings(name);
+        while self.mapped(name) != expected {
+            let now = self.mapped(name);
             assert!(
                 start.elapsed() < PATIENCE,
-                "{now} mappings instead of {expected}"
+                "{now:#x} bytes are mapped instead of {expected:#x}"
             );
             self.machine.settle();
             pause();

@@ -201,6 +201,13 @@ impl Driver {
 
     pub(crate) fn set_status(&self, value: u32) {
         write(&self.config, 0, value);
+        self.flush();
+    }
+
+    /// Waits until what was written has arrived: stores are on their way when they are done, and
+    /// loads wait for them.
+    pub(crate) fn flush(&self) {
+        read::<u8>(&self.common, common::STATUS);
     }
 
     #[track_caller]
@@ -353,6 +360,7 @@ impl Driver {
     /// Rings a doorbell.
     pub(crate) fn ring(&self, number: u16) {
         write(&self.doorbells, self.doorbell(number), number);
+        self.flush();
     }
 
     /// Where a doorbell is.

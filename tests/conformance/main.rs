@@ -7,7 +7,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `target` | where devices come from: QEMU under qtest, the model |
+//! | `target` | where devices come from: QEMU under qtest, the model, the model over vfio-user |
 //! | `driver`, `ring` | the driver that a case plays, register by register |
 //! | `front_end` | the front-end that a case plays, byte by byte |
 //! | `bench` | a device between the two |
@@ -114,7 +114,11 @@ fn main() -> ExitCode {
         let place = info.location().map(ToString::to_string);
         *PLACE.lock().unwrap() = place.unwrap_or_default();
     }));
-    let targets: [Rc<dyn Target>; 2] = [Rc::new(target::QemuTarget), Rc::new(target::ModelTarget)];
+    let targets: [Rc<dyn Target>; 3] = [
+        Rc::new(target::QemuTarget),
+        Rc::new(target::ModelTarget),
+        Rc::new(target::VfioUserTarget),
+    ];
     let mut cases = Vec::new();
     let machines = &targets[..1];
     let everywhere = device::CASES.iter().map(|case| (case, targets.as_slice()));

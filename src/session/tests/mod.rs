@@ -1,8 +1,11 @@
 //! Sessions over AF_UNIX, driven by rust-vmm's front-end and by a scripted one.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod abuse;
 mod bench;
+mod catalogue;
 mod fake;
+mod faults;
 mod hostile;
 mod model;
 mod negotiate;

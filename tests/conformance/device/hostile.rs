@@ -63,7 +63,7 @@ pub(super) fn c23_hostile_messages(target: &dyn Target) {
     descriptors(&mut bench, &things);
     tables(&mut bench, &things);
     bench.wait_descriptors(before);
-    bench.wait_mappings("vvu-hostile", 0);
+    bench.wait_mapped("vvu-hostile", 0);
 }
 
 fn headers(bench: &mut Bench) {
@@ -275,7 +275,7 @@ pub(super) fn c23_random_messages(target: &dyn Target) {
     }
     bench.driver.start(0, 16, 8192);
     bench.wait_descriptors(before);
-    bench.wait_mappings("vvu-random", 0);
+    bench.wait_mapped("vvu-random", 0);
 }
 
 /// Nearly a message. False if the device has hung up.

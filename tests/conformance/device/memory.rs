@@ -9,9 +9,11 @@ use vvu::protocol::Request;
 use crate::bench::Bench;
 use crate::driver::{BACKEND_UP, LAYOUT, read};
 use crate::front_end::{PLAIN, memory, message, read_at, region, request, write_at};
+use crate::step;
 use crate::target::{Setup, Target};
 
-/// The example of the 4 GiB guest with a hole, by the rule of the prototypes and by ours.
+/// The example of the 4 GiB guest with a hole, by every rule: that of the prototypes' ids, that of
+/// ours, and the one that the driver is told.
 pub(super) fn c09_placement(target: &dyn Target) {
     const GIB: u64 = 1 << 30;
     let regions = [
@@ -20,9 +22,18 @@ pub(super) fn c09_placement(target: &dyn Target) {
         region(4 * GIB, 2 * GIB, 2 * GIB),
     ];
     let whole = [0, 0x16_0000, 0x1_000a_0000];
+    let packed = [0, 0xa_0000, 0x7ffe_0000];
     let told = [0, 0xc_0000, 0x8000_0000];
-    for (features, window, starts) in [(0, 8 * GIB, whole), (LAYOUT, 4 * GIB, told)] {
+    // And where in the window there is nothing of what the front-end did not list.
+    for (id, features, window, starts, hole) in [
+        (0x1058, 0, 8 * GIB, whole, 0xb_0000),
+        (0x107d, 0, 4 * GIB, packed, 0xfffe_0000),
+        (0x107d, LAYOUT, 4 * GIB, told, 0xa_0000),
+        (0x1058, LAYOUT, 4 * GIB, told, 0xa_0000),
+    ] {
+        step(format!("id {id:04x}, features {features:x}"));
         let setup = Setup {
+            id,
             window,
             ..Setup::default()
         };
@@ -53,12 +64,6 @@ pub(super) fn c09_placement(target: &dyn Target) {
             assert_eq!(bench.driver.load(start), nth);
             assert_eq!(bench.driver.load(start + said.size - 4), nth);
         }
-        // What the front-end did not list is not there.
-        let hole = if features == LAYOUT {
-            0xa_0000
-        } else {
-            0xb_0000
-        };
         assert_eq!(bench.driver.load(hole), 0);
     }
 }
@@ -121,7 +126,7 @@ pub(super) fn c31_memory_replaced(target: &dyn Target) {
     }
     assert!(reader.finish() > 0);
     bench.wait_descriptors(before);
-    bench.wait_mappings("vvu-swap", 2);
+    bench.wait_mapped("vvu-swap", 0x40_0000);
 
     // The driver's stores are the front-end's memory.
     bench.driver.store(0x3000, 0xcafe);
@@ -133,13 +138,13 @@ pub(super) fn c31_memory_replaced(target: &dyn Target) {
     let grown = [first, second, region(0x1000_0000, 0x40_0000, 0)];
     front_end.memory(PLAIN, &grown, &[&files[1], &files[1], &files[0]]);
     bench.driver.expect(request::SET_MEM_TABLE);
-    assert_eq!(bench.driver.load(0x10_0000 + 0x40_0000), 0x10000);
+    assert_eq!(bench.driver.load(0x40_0000), 0x10000);
     reader.finish();
-    bench.wait_mappings("vvu-swap", 3);
+    bench.wait_mapped("vvu-swap", 0x80_0000);
 
     bench.close(front_end);
     bench.driver.reset();
-    bench.wait_mappings("vvu-swap", 0);
+    bench.wait_mapped("vvu-swap", 0);
     bench.driver.start(0, 16, 8192);
     bench.wait_descriptors(idle);
 }
@@ -162,7 +167,7 @@ pub(super) fn c32_revocation(target: &dyn Target) {
         }
         assert_eq!(bench.driver.load(0), 0);
         bench.driver.store(0, 7);
-        bench.wait_mappings("vvu-revoke", 0);
+        bench.wait_mapped("vvu-revoke", 0);
         assert_eq!(read_at(&file, 0), 0x4242);
         bench.driver.start(0, 16, 8192);
     }

@@ -30,7 +30,9 @@ pub(super) fn c25_doorbells(target: &dyn Target) {
     let all: Vec<OwnedFd> = (0..2 * RINGS).map(|_| eventfd()).collect();
     let (calls, errors) = all.split_at(RINGS.into());
     let bells = bench.driver.doorbells.clone();
+    let flush = || read::<u8>(&bells, 0);
     let rung = |number: u16| {
+        flush();
         let values: Vec<u64> = all.iter().map(signals).collect();
         let others = (values.iter().enumerate()).filter(|(at, _)| *at != usize::from(number));
         assert!(
@@ -123,6 +125,8 @@ impl Storm {
             std::thread::spawn(move || {
                 while !stop.load(Ordering::SeqCst) {
                     write(&bells, offset, 1u16);
+                    // It has arrived when this is answered.
+                    read::<u16>(&bells, offset);
                     rings.fetch_add(1, Ordering::SeqCst);
                 }
             })

@@ -172,12 +172,12 @@ pub(super) fn c31_memory_replaced_while_a_processor_reads(target: &dyn Target) {
         );
     }
     assert_ne!(running.word(LOOKS), before);
-    running.bench.wait_mappings("vvu-running", 1);
+    running.bench.wait_mapped("vvu-running", tables[1].size);
 
     // And while it goes away.
     running.bench.close(front_end);
     running.bench.driver.reset();
-    running.bench.wait_mappings("vvu-running", 0);
+    running.bench.wait_mapped("vvu-running", 0);
     running.passes(LOOKS, 10);
     assert_eq!(running.word(SEEN), 0);
 }

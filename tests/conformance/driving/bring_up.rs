@@ -255,6 +255,16 @@ fn buffers(view: &View<'_>, common: Location) -> u16 {
 }
 
 pub(super) fn c04_receive_buffers(shape: &Shape) {
+    for queue_size in [1, 2, 16, shape.queue_size] {
+        step(format!("queues of {queue_size}"));
+        receive_buffers(&Shape {
+            queue_size,
+            ..shape.clone()
+        });
+    }
+}
+
+fn receive_buffers(shape: &Shape) {
     let mut driven = Driven::new(shape);
     let found = driven.modelled.found();
     let armed = Arc::new(AtomicU32::new(0));

@@ -101,7 +101,10 @@ impl Driven {
             }
             let timeout = Timespec::try_from(left).unwrap();
             let fd = self.device.poll_fd();
-            poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap();
+            // Nothing is found that was not announced.
+            if poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap() == 0 {
+                return None;
+            }
         }
     }
 

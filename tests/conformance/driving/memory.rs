@@ -35,6 +35,15 @@ fn expected(shape: &Shape) -> (Rule, [u64; 3], u64) {
 }
 
 pub(super) fn c09_rules(shape: &Shape) {
+    rules(shape);
+    // Whoever is not told goes by the id.
+    rules(&Shape {
+        layout: false,
+        ..shape.clone()
+    });
+}
+
+fn rules(shape: &Shape) {
     let (rule, starts, needed) = expected(shape);
     let extents = regions().map(|region| Extent {
         size: region.size,

@@ -19,6 +19,8 @@ pub(crate) struct Change {
     pub(crate) config: Option<Arc<dyn Fn(&mut Vec<u8>) + Send + Sync>>,
     /// A vector whose interrupts get lost.
     pub(crate) silent: Option<u16>,
+    /// It has no more vectors than this.
+    pub(crate) vectors: Option<u16>,
     /// A register that reads as ones.
     pub(crate) ones: Option<(u8, u64)>,
 }
@@ -272,7 +274,10 @@ impl PciFunction for Watched {
     }
 
     fn vectors(&self) -> u16 {
-        self.inner.vectors()
+        let vectors = self.inner.vectors();
+        self.change
+            .vectors
+            .map_or(vectors, |most| most.min(vectors))
     }
 
     fn enable_vectors(&mut self, count: u16) -> Result<Vec<OwnedFd>, PciError> {

@@ -3,10 +3,12 @@
 mod model;
 mod qemu;
 mod qtest;
+mod served;
 
 pub(crate) use model::ModelTarget;
 pub(crate) use qemu::QemuTarget;
 pub(crate) use qemu::front_end as qemu_front_end;
+pub(crate) use served::VfioUserTarget;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,6 +20,8 @@ use vvu::pci::PciFunction;
 /// What a device under test shall be like.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
+    /// PCI device id.
+    pub(crate) id: u16,
     /// Rings of a front-end that it can carry, N.
     pub(crate) rings: u16,
     /// Size of the memory window.
@@ -33,6 +37,7 @@ pub(crate) struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
+            id: 0x107d,
             rings: 8,
             window: 1 << 30,
             uuid: None,

@@ -38,6 +38,7 @@ impl Target for ModelTarget {
 /// This project's device.
 pub(super) fn shape(setup: &Setup) -> Shape {
     Shape {
+        id: setup.id,
         rings: setup.rings.into(),
         vectors: 3 + setup.rings,
         window: setup.window,
@@ -45,6 +46,13 @@ pub(super) fn shape(setup: &Setup) -> Shape {
         layout: setup.layout,
         ..Shape::ours()
     }
+}
+
+/// Who delivers the interrupts has the table: a vector that is masked there has nobody to tell in
+/// the model.
+pub(super) fn mask(model: &Model, vector: u16, signal: Option<&OwnedFd>) {
+    let signal = signal.map(|signal| signal.try_clone().expect("a descriptor"));
+    model.set_vector(vector, signal);
 }
 
 struct ModelMachine {
@@ -67,10 +75,7 @@ impl Machine for ModelMachine {
     }
 
     fn mask(&mut self, vector: u16, signal: Option<&OwnedFd>) {
-        // Who delivers the interrupts has the table: a vector that is masked there has nobody to
-        // tell here.
-        let signal = signal.map(|signal| signal.try_clone().expect("a descriptor"));
-        self.model.set_vector(vector, signal);
+        mask(&self.model, vector, signal);
     }
 
     fn check(&mut self) -> Result<()> {

@@ -146,7 +146,8 @@ impl QemuMachine {
         let (qtest, qtest_path) = listen("qtest.sock")?;
         let (monitor, monitor_path) = listen("monitor.sock")?;
         let mut device = format!(
-            "virtio-vhost-user-pci,id=vvu,chardev=c,addr={SLOT:x}.0,max-queues={},bar-size={},layout={}",
+            "virtio-vhost-user-pci,id=vvu,chardev=c,addr={SLOT:x}.0,x-virtio-id={},max-queues={},bar-size={},layout={}",
+            setup.id - 0x1040,
             setup.rings,
             setup.window,
             if setup.layout { "on" } else { "off" },
