@@ -10,7 +10,7 @@ use rustix::net::RecvFlags;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::vhost_user::{Error as VhostUserError, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
 use vvu::protocol::Features;
 
@@ -139,7 +139,14 @@ impl Link {
         let nothing = [0; LEN as usize];
         let flags = VhostUserConfigFlags::empty();
         let space = self.frontend.get_config(0, LEN, flags, &nothing);
-        let (_, space) = space.map_err(|error| GuestError::message("GET_CONFIG", error))?;
+        let space = match space {
+            Ok((_, space)) => space,
+            // It has a shorter one, or none after all.
+            Err(vhost::Error::VhostUserProtocol(VhostUserError::BackendInternalError)) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(GuestError::message("GET_CONFIG", error)),
+        };
         Ok(match *space.as_slice() {
             [a, b, c, d, e, f, _, _, _, _, low, high] => Some(NetSpace {
                 mac: [a, b, c, d, e, f],
