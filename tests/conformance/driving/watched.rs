@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::Bytes;
 use vvu::memory::Area;
@@ -163,7 +163,8 @@ impl fmt::Debug for Watch {
 
 impl Watch {
     fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap()
+        // A case that has failed in a hook still has a driver to be dropped.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The driver's stores so far, in order.
@@ -200,7 +201,9 @@ impl Watch {
             memory,
             hook,
         } = &mut *seen;
-        if let Some(hook) = hook {
+        if let Some(hook) = hook
+            && !std::thread::panicking()
+        {
             hook(&View { stores, memory }, store.as_ref());
         }
         stores.extend(store);
