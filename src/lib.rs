@@ -10,8 +10,8 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | 0 | [`memory`], [`pci`], [`protocol`] |
-//! | 1 | [`mmio`], [`vfio`], [`vfio_user`], [`notify`], [`socket`], [`virtqueue`] |
+//! | 0 | [`memory`], [`pci`], [`protocol`], [`socket`] |
+//! | 1 | [`mmio`], [`vfio`], [`vfio_user`], [`notify`], [`virtqueue`] |
 //! | 2 | [`device`], [`virtio`] |
 //! | 3 | [`transport`] |
 //! | 4 | [`session`], [`model`] |

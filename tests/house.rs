@@ -46,6 +46,7 @@ const SRC: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("mmio", &["memory"]),
     ("vfio", &["memory", "mmio", "pci"]),
+    ("vfio_user", &["memory", "mmio", "pci", "socket"]),
     ("notify", &["mmio"]),
     ("socket", &["protocol"]),
     ("virtqueue", &["memory", "pci"]),
@@ -53,7 +54,15 @@ const SRC: &[(&str, &[&str])] = &[
     ("virtio", &["memory", "notify"]),
     (
         "model",
-        &["memory", "mmio", "notify", "pci", "protocol", "socket"],
+        &[
+            "memory",
+            "mmio",
+            "notify",
+            "pci",
+            "protocol",
+            "socket",
+            "vfio_user",
+        ],
     ),
     (
         "transport",

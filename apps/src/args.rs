@@ -4,6 +4,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use vvu::pci::Address;
 
+use crate::guest::args::Guest;
 use crate::port::{Mac, PortSpec};
 
 /// Serve virtio devices from this machine, or this virtual machine, to its neighbours.
@@ -60,6 +61,17 @@ pub(crate) enum Command {
     /// neighbour's VMM. Runs until SIGINT or SIGTERM; either side may come and go.
     #[command(after_long_help = crate::device::EXAMPLES)]
     Device(crate::device::DeviceArgs),
+
+    /// Be the other side: a virtual machine's network card, without the virtual machine
+    ///
+    /// A vhost-user-net front-end with memory and a driver of its own, for trying and testing any
+    /// back-end that serves AF_UNIX sockets. Accepts VERSION_1, MRG_RXBUF, EVENT_IDX and
+    /// INDIRECT_DESC where they are offered, unless told otherwise.
+    ///
+    /// Exit codes: 0 all was well, 1 something was lost or wrong, 2 the command line makes no
+    /// sense, 3 there is no back-end or it cannot be used.
+    #[command(after_long_help = crate::guest::args::EXAMPLES)]
+    Guest(Box<Guest>),
 }
 
 const EXAMPLES: &str = "\

@@ -2,6 +2,7 @@
 
 mod args;
 mod device;
+mod guest;
 mod net;
 mod pci;
 mod port;
@@ -23,9 +24,14 @@ fn main() -> ExitCode {
         Command::Unbind(change) => pci::unbind(&change),
         Command::Net(net) => net::run(&net),
         Command::Device(args) => device::run(&args),
+        Command::Guest(guest) => return finish(guest::run(&guest)),
     };
+    finish(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line, causes included: what was tried, then why it failed and what to do.
             eprintln!("vvu: {error:#}");

@@ -80,6 +80,7 @@ fn malformed_ports_name_the_argument_and_the_reason() {
         ("eth0", "vvu:BDF"),
         ("unix:/run/a,clinet", "clinet"),
         ("vvu:05", "vvu:05"),
+        ("vfio-user:", "the path"),
         ("gen:size=1", "60 to 9018"),
     ] {
         let (code, said) = refuse(&["net", "--port", port]);
@@ -102,6 +103,16 @@ fn there_is_no_such_function() {
     ] {
         refused_with(args, &["0fff:1f:1e.7", "no PCI function"]);
     }
+}
+
+#[test]
+fn a_function_that_nobody_serves_is_named_with_its_server() {
+    let scratch = Scratch::new("no-server");
+    let path = scratch.join("a.vfio");
+    refused_with(
+        &["net", "--port", &format!("vfio-user:{path}")],
+        &[&path, "No such file", "vvu device"],
+    );
 }
 
 #[test]

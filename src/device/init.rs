@@ -40,6 +40,7 @@ impl Device {
             tx: parts.tx,
             events,
             link: Link::idle(),
+            revived: false,
             lost: false,
             trouble: None,
             function,

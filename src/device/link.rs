@@ -25,7 +25,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// When to look again whether they are gone.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
 
-/// When to try again to bring up a broken device.
+/// When to try again to bring up a broken device, or one that breaks before it was of use.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// State changes in one call of [`Device::next_event`]. A device that keeps dropping us is looked at
@@ -75,12 +75,6 @@ impl Link {
     pub(super) fn idle() -> Self {
         Self::Idle {
             since: Instant::now(),
-        }
-    }
-
-    fn broken() -> Self {
-        Self::Broken {
-            retry: Instant::now(),
         }
     }
 }
@@ -160,6 +154,7 @@ impl Device {
         match self.initialise_again() {
             Ok(()) => {
                 tracing::info!(device = self.name(), "brought up again");
+                self.revived = true;
                 self.trouble = None;
                 self.link = Link::idle();
                 Step::Again
@@ -178,6 +173,17 @@ impl Device {
         }
     }
 
+    /// Brings the device up again: at once, unless that was of no use the last time.
+    fn break_off(&mut self) {
+        let pause = if self.revived {
+            RETRY_INTERVAL
+        } else {
+            Duration::ZERO
+        };
+        let retry = Instant::now() + pause;
+        self.link = Link::Broken { retry };
+    }
+
     /// Throws away what belongs to the connection that ended, then lets the next one in.
     fn arm(&mut self, since: Instant) -> Step {
         if let Err(error) = self.check_alive() {
@@ -185,7 +191,7 @@ impl Device {
             return Step::Again;
         }
         if self.discard().is_err() {
-            self.link = Link::broken();
+            self.break_off();
             return Step::Again;
         }
         if self.tx.ring.in_flight() > 0 {
@@ -195,7 +201,7 @@ impl Device {
                     device = self.name(),
                     "messages stay in txq; resetting the device"
                 );
-                self.link = Link::broken();
+                self.break_off();
                 return Step::Again;
             }
             return Step::Wait(Some(DRAIN_INTERVAL));
@@ -229,7 +235,9 @@ impl Device {
             }
         };
         if status & link_status::BACKEND_UP == 0 {
-            // One came and went, unseen.
+            // One came and went, unseen. Or the device lied, and would go on to let one in whose
+            // first message is thrown away before we look again.
+            self.set_backend_up(false);
             self.link = Link::idle();
             return Step::Again;
         }
@@ -257,7 +265,11 @@ impl Device {
         }
         // What was received when the bits have dropped belongs to nobody any more.
         if status & both != both || self.generation() != generation {
-            return self.lose();
+            // A device that is gone has another generation, too.
+            return match self.check_alive() {
+                Ok(_) => self.lose(),
+                Err(error) => self.fail(error),
+            };
         }
         let received = self.rx.ring.receive();
         match received {
@@ -268,6 +280,7 @@ impl Device {
                     // crosvm's way to say that the front-end is gone.
                     return self.lose();
                 }
+                self.revived = false;
                 Step::Report(LinkEvent::Message(bytes))
             }
             Err(source) => self.fail(queue_error(0, source)),
@@ -284,7 +297,7 @@ impl Device {
 
     fn give_up(&mut self, error: &DeviceError) {
         self.lost |= matches!(error, DeviceError::Gone);
-        self.link = Link::broken();
+        self.break_off();
     }
 
     fn fail(&mut self, error: DeviceError) -> Step {
@@ -294,8 +307,12 @@ impl Device {
 
     /// The link's status bits, if the device is well.
     pub(super) fn check_alive(&self) -> Result<u32, DeviceError> {
-        let state = self.registers.common.device_status.read();
+        let mut state = self.registers.common.device_status.read();
         let status = self.registers.config.status.read();
+        if status == u32::MAX {
+            // It may have gone in between.
+            state = self.registers.common.device_status.read();
+        }
         if state == u8::MAX && status == u32::MAX {
             return Err(DeviceError::Gone);
         }

@@ -11,8 +11,6 @@
 //! a deadline.
 
 mod events;
-#[cfg(any(test, feature = "test-utils"))]
-pub mod fake;
 mod init;
 mod link;
 mod placement;
@@ -185,6 +183,8 @@ pub struct Device {
     tx: Queue,
     events: events::Events,
     link: link::Link,
+    /// It was brought up again, and has not brought a message since.
+    revived: bool,
     /// The function was gone: it has to be opened anew.
     lost: bool,
     /// Why the device could not be brought up again when that was tried last.

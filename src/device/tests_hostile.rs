@@ -7,10 +7,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::fake::Shape;
 use super::*;
 use crate::memory::{Area, Mapping};
 use crate::mmio::{RegisterAccess, Window};
+use crate::model::Shape;
 use crate::pci::DmaMemory;
 
 /// xorshift64: the rounds are the same on each run.
@@ -132,7 +132,7 @@ impl PciFunction for Mad {
     }
 }
 
-/// What bring-up wants to read, for a `Shape` whose structures are all in one BAR.
+/// What bring-up wants to read, of a function whose BARs are all alike.
 fn plausible() -> [u8; 0x4000] {
     let mut memory = [0; 0x4000];
     memory[4..8].copy_from_slice(&3u32.to_le_bytes());
@@ -146,7 +146,7 @@ fn plausible() -> [u8; 0x4000] {
 fn whatever_the_device_says_nothing_panics_or_hangs() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let shape = Shape {
-        modern_bar: 0,
+        window: 1 << 30,
         ..Shape::ours()
     };
     let options = Options {

@@ -1,11 +1,12 @@
 //! The same again and again: nothing may be left over.
 #![allow(clippy::unwrap_used)]
 
-use super::fake::{Fake, Shape};
 use super::tests::{
-    expect_closed, expect_connected, expect_failed, expect_message, message, open, options,
+    expect_closed, expect_connected, expect_failed, expect_message, message, open, options, reply,
 };
 use super::*;
+use crate::model::Shape;
+use crate::model::test_rig::Rig;
 
 fn count(what: &str) -> usize {
     std::fs::read_dir(format!("/proc/self/{what}"))
@@ -32,16 +33,18 @@ fn nothing_leaks_in_a_thousand_connections() {
 #[ignore = "run by nothing_leaks_in_a_thousand_connections, in a process of its own"]
 fn a_thousand_connections() {
     for shape in [Shape::ours(), Shape::prototype(0x1058)] {
-        let (fake, mut device) = open(shape.clone());
+        let (mut rig, mut device) = open(shape.clone());
         let mut baseline = None;
         for round in 0..1001u32 {
-            fake.connect();
+            rig.connect();
             expect_connected(&mut device);
-            let hello = message(round, &round.to_le_bytes());
-            fake.push(&hello);
+            let payload = round.to_le_bytes();
+            let hello = message(1000 + round, &payload);
+            rig.push(&hello);
             expect_message(&mut device, &hello);
-            device.send(&[&hello]).unwrap();
-            assert_eq!(fake.sent(), [hello]);
+            let answer = reply(1000 + round, &payload);
+            device.send(&[&answer]).unwrap();
+            assert_eq!(rig.sent(), [answer]);
             let region = |mmap_offset| Extent {
                 size: 0x1800,
                 mmap_offset,
@@ -52,19 +55,19 @@ fn a_thousand_connections() {
             call.0.write(call.1);
             match round % 5 {
                 0 | 1 => {
-                    fake.disconnect();
+                    rig.disconnect();
                     expect_closed(&mut device);
                 }
                 2 => {
-                    fake.need_reset();
+                    rig.model.break_down();
                     expect_failed(&mut device);
                 }
                 3 => device.disconnect(),
                 _ => {
-                    assert_eq!(fake.violations(), [""; 0]);
-                    fake.go();
+                    assert_eq!(rig.model.violations(), [""; 0]);
+                    rig.go();
                     expect_failed(&mut device);
-                    fake.come_back(shape.clone());
+                    rig = rig.come_back(shape.clone());
                 }
             }
             drop((memory, kicks, call));
@@ -76,22 +79,22 @@ fn a_thousand_connections() {
                 assert!(now.0 == fds && now.1 <= maps + 4, "{baseline:?} {now:?}");
             }
         }
-        assert_eq!(fake.state().1, 1, "DMA memory");
-        assert_eq!(fake.violations(), [""; 0]);
+        assert_eq!(rig.model.resets_and_maps().1, 1, "DMA memory");
+        assert_eq!(rig.model.violations(), [""; 0]);
     }
 }
 
 #[test]
 fn a_thousand_times_opened() {
-    let (fake, function) = Fake::new(Shape::ours());
+    let (rig, function) = Rig::new(Shape::ours());
     let mut function = Some(function);
     for _ in 0..1000 {
-        let function = function.take().unwrap_or_else(|| Box::new(fake.function()));
+        let function = function.take().unwrap_or_else(|| rig.model.function());
         let mut device = Device::open(function, options()).unwrap();
-        fake.connect();
+        rig.connect();
         expect_connected(&mut device);
         drop(device);
-        assert!(fake.state().2);
+        assert!(rig.is_quiet());
     }
-    assert_eq!(fake.violations(), [""; 0]);
+    assert_eq!(rig.model.violations(), [""; 0]);
 }

@@ -60,6 +60,11 @@ impl PciConfig {
         config
     }
 
+    /// For those who want to spoil it.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
     pub(super) fn read(&self, offset: u16, data: &mut [u8]) {
         data.fill(u8::MAX);
         let len = self

@@ -186,12 +186,16 @@ impl Locked<'_> {
                 }
             }
             Action::Nothing => {
+                if event == LinkEvent::Opened {
+                    tracing::info!("a front-end waits for a driver");
+                }
                 self.state.link = next;
                 if event == LinkEvent::Closed {
                     self.hang_up();
                 }
             }
             Action::EndTold | Action::EndSilent => {
+                tracing::info!(because = %event, "the connection is over");
                 self.state.link = next;
                 self.end(action == Action::EndTold);
             }
@@ -205,7 +209,7 @@ impl Locked<'_> {
         state.protocol_features = ProtocolFeatures::empty();
         state.owed = 0;
         state.generation = state.generation.wrapping_add(1);
-        tracing::debug!(generation = state.generation, "a front-end is connected");
+        tracing::info!(connection = state.generation, "a front-end is connected");
         if !self.shared.shape.is_crosvm() {
             self.config_changed();
         }
@@ -213,7 +217,10 @@ impl Locked<'_> {
 
     /// Leaves nothing of the front-end's but its memory, which the driver may be looking at.
     fn end(&mut self, told: bool) {
-        self.state.rx = Rx::Read;
+        let unread = std::mem::replace(&mut self.state.rx, Rx::Read);
+        if let (Rx::Deliver(message), true) = (unread, self.shared.faults.is_late()) {
+            let _ = self.put(&message.to_bytes());
+        }
         if let Some(Outgoing {
             head: Some(head), ..
         }) = self.state.tx.take()
@@ -273,6 +280,7 @@ impl Locked<'_> {
         for queue in &mut state.queues {
             queue.reset();
         }
+        self.shared.faults.reset();
         if let Some(outgoing) = &mut state.tx {
             outgoing.head = None;
         }
@@ -282,7 +290,7 @@ impl Locked<'_> {
     }
 
     /// The configuration changed; nobody hears of it before DRIVER_OK.
-    fn config_changed(&mut self) {
+    pub(super) fn config_changed(&mut self) {
         if self.state.device_status & status::DRIVER_OK == 0 {
             return;
         }
@@ -292,7 +300,7 @@ impl Locked<'_> {
     }
 
     pub(super) fn interrupt(&mut self, vector: u16) {
-        if self.shared.kicks.fire(vector) {
+        if !self.shared.faults.is_mute() && self.shared.kicks.fire(vector) {
             self.state.counters.interrupts += 1;
         }
     }
@@ -304,6 +312,7 @@ impl Locked<'_> {
 
     pub(super) fn violation(&mut self, event: LinkEvent, what: String) {
         self.state.counters.violations += 1;
+        tracing::warn!(what, "a rule was broken");
         self.complain(what);
         self.on(event);
     }
@@ -312,6 +321,7 @@ impl Locked<'_> {
     pub(super) fn broken(&mut self, queue: usize, error: &QueueError) {
         let name = if queue == 0 { "rxq" } else { "txq" };
         self.state.counters.broken += 1;
+        tracing::warn!(queue = name, %error, "the driver has to reset the device");
         self.complain(format!("{name}: {error}"));
         self.state.device_status |= status::NEEDS_RESET;
         self.on(LinkEvent::Broken);

@@ -112,6 +112,17 @@ impl Kicks {
         vector.map(Vector::fire).is_some()
     }
 
+    /// Raises the vector of a ring's kick.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(super) fn raise(&self, ring: u8) {
+        let kick = self
+            .lock()
+            .kicks
+            .get(usize::from(ring))
+            .map(|kick| kick.vector);
+        self.fire(kick.unwrap_or(NO_VECTOR));
+    }
+
     /// The vector, if the function has it.
     pub(super) fn granted(&self, vector: u16) -> u16 {
         let exists = usize::from(vector) < self.lock().vectors.len();

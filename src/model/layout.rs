@@ -149,11 +149,10 @@ impl Layout {
             (structure.bar, structure.offset as u32)
         };
         let bells = [shape.multiplier];
-        let mut builder = ConfigBuilder::new(shape.id).msix(
-            shape.vectors,
-            place(Kind::Table),
-            place(Kind::Pending),
-        );
+        let mut builder = ConfigBuilder::new(shape.id);
+        if shape.vectors > 0 {
+            builder = builder.msix(shape.vectors, place(Kind::Table), place(Kind::Pending));
+        }
         for (cfg_type, kind, tail) in [
             (1, Kind::Common, &[][..]),
             (2, Kind::Notify, &[NOTIFY_MULTIPLIER]),

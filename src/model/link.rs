@@ -42,6 +42,22 @@ pub(super) enum LinkEvent {
     Broken,
 }
 
+impl std::fmt::Display for LinkEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::DriverUp => "the driver came",
+            Self::DriverDown => "the driver ended it",
+            Self::Opened => "a front-end came",
+            Self::Closed => "the front-end went",
+            Self::SendFailed => "the front-end cannot be reached",
+            Self::Reset => "the device was reset",
+            Self::FrontEndViolation => "the front-end broke a rule",
+            Self::DriverViolation => "the driver broke a rule",
+            Self::Broken => "the driver's queues make no sense",
+        })
+    }
+}
+
 /// What follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {

@@ -12,6 +12,11 @@
 
 mod config;
 mod device;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod faults;
+#[cfg(not(any(test, feature = "test-utils")))]
+#[path = "no_faults.rs"]
+mod faults;
 mod function;
 mod kicks;
 mod layout;
@@ -23,6 +28,8 @@ mod registers;
 mod server;
 mod shape;
 mod status;
+#[cfg(test)]
+pub(crate) mod test_rig;
 mod thread;
 mod transmit;
 mod window;
@@ -45,6 +52,7 @@ use crate::pci::PciFunction;
 use crate::socket::{Endpoint, EndpointError};
 use config::PciConfig;
 use device::{Locked, State};
+use faults::Faults;
 use kicks::Kicks;
 use layout::{Kind, Layout};
 use queues::DeviceQueue;
@@ -139,6 +147,7 @@ struct Shared {
     epoll: OwnedFd,
     wake: OwnedFd,
     stopping: AtomicBool,
+    faults: Faults,
 }
 
 impl Shared {
@@ -162,6 +171,13 @@ impl Shared {
             | feature::VERSION_1
             | feature::ACCESS_PLATFORM
     }
+}
+
+/// Configuration space as it is after a reset.
+fn fresh_config(shared: &Shared) -> PciConfig {
+    let mut config = PciConfig::new(&shared.shape, &shared.layout);
+    shared.faults.config(config.bytes_mut());
+    config
 }
 
 /// Ends the thread when the last handle is gone.
@@ -277,6 +293,7 @@ impl Model {
             epoll,
             wake,
             stopping: AtomicBool::new(false),
+            faults: Faults::default(),
             shape,
         });
         Ok((shared, endpoint))
@@ -291,6 +308,9 @@ impl Model {
         let window = {
             let config = self.config();
             config.read(offset, data);
+            if self.shared().faults.is_gone() {
+                data.fill(u8::MAX);
+            }
             config.window(offset)
         };
         if let Some((bar, at, len)) = window
@@ -305,6 +325,7 @@ impl Model {
         let window = {
             let mut config = self.config();
             config.write(offset, data);
+            self.shared().faults.wrote_config(offset, data);
             config.window(offset)
         };
         if let Some((bar, at, len)) = window
@@ -372,7 +393,8 @@ impl Model {
     pub fn reset(&self) {
         let shared = self.shared();
         shared.lock().reset();
-        *self.config() = PciConfig::new(&shared.shape, &shared.layout);
+        *self.config() = fresh_config(shared);
+        shared.faults.function_reset();
     }
 
     /// The BAR with the memory window.

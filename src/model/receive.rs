@@ -185,7 +185,7 @@ impl Locked<'_> {
 
     /// Gives what waits to the driver, if there is a buffer for it.
     pub(super) fn deliver(&mut self) {
-        if !self.state.is_running() {
+        if !self.state.is_running() || self.shared.faults.holds_rx() {
             return;
         }
         let bytes = match &self.state.rx {
@@ -205,18 +205,23 @@ impl Locked<'_> {
             let answered = messages::has_answer(message.request) || self.wants_answer(&message);
             self.state.owed += u32::from(answered);
             self.state.counters.delivered += 1;
+            if self.shared.faults.hangs_up() {
+                self.on(LinkEvent::Closed);
+            }
         }
         self.watch();
     }
 
     /// Puts bytes into a buffer of the driver's; whether there was one.
-    fn put(&mut self, bytes: &[u8]) -> Result<bool, QueueError> {
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<bool, QueueError> {
         let State { queues, dma, .. } = &mut *self.state;
         let [rx, _] = queues;
-        let Some(buffer) = rx.take(dma, true)? else {
+        let Some(buffer) = self.shared.faults.take_rx(rx, dma)? else {
             return Ok(false);
         };
-        buffer.write(dma, bytes)?;
+        if !self.shared.faults.is_stale() {
+            buffer.write(dma, bytes)?;
+        }
         self.give_back(0, buffer.head, bytes.len() as u32);
         Ok(true)
     }
@@ -227,7 +232,7 @@ impl Locked<'_> {
         let Some(queue) = queues.get_mut(index).filter(|queue| queue.queue.ready()) else {
             return;
         };
-        match queue.give(dma, head, len) {
+        match self.shared.faults.give(index, queue, dma, head, len) {
             Ok(true) => {
                 let vector = queue.vector;
                 self.state.isr |= 1;

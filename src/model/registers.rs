@@ -43,7 +43,8 @@ fn width(offset: u64) -> usize {
 
 impl Shared {
     pub(super) fn read_bar(&self, bar: u8, offset: u64, data: &mut [u8]) {
-        match self.layout.find(bar, offset) {
+        let place = self.layout.find(bar, offset);
+        match place {
             Some((Kind::Memory, at)) => self.window.read(at, data),
             Some((Kind::Table, at)) => self.kicks.read_entries(at, data),
             Some((Kind::Pending, at)) => self.kicks.read_pending(at, data),
@@ -58,10 +59,17 @@ impl Shared {
             None if offset < self.bar_size(bar) => data.fill(0),
             None => data.fill(u8::MAX),
         }
+        self.faults.read(place, data);
+        if self.faults.storms() {
+            (0..self.shape.vectors).for_each(|vector| {
+                self.kicks.fire(vector);
+            });
+        }
     }
 
     pub(super) fn write_bar(&self, bar: u8, offset: u64, data: &[u8]) {
-        match self.layout.find(bar, offset) {
+        let place = self.layout.find(bar, offset);
+        match self.faults.write(place, data) {
             Some((Kind::Doorbells, at)) => self.doorbell(at),
             Some((Kind::Memory, at)) => self.window.write(at, data),
             Some((Kind::Table, at)) => self.kicks.write_entries(at, data),

@@ -27,7 +27,7 @@ pub struct Shape {
     pub rings: u32,
     /// Size of rxq and txq, a power of two.
     pub queue_size: u16,
-    /// Number of MSI-X vectors, at most 2048.
+    /// Number of MSI-X vectors, at most 2048; with 0 there is no such capability.
     pub vectors: u16,
     /// Distance of two doorbells, a power of two.
     pub multiplier: u32,
@@ -112,7 +112,7 @@ impl Shape {
         };
         let limits = [
             ("rings", u64::from(self.rings), 1, u64::from(most_rings)),
-            ("vectors", u64::from(self.vectors), 1, most_vectors),
+            ("vectors", u64::from(self.vectors), 0, most_vectors),
             ("queue size", u64::from(self.queue_size), 1, 1 << 15),
             ("doorbell distance", u64::from(self.multiplier), 2, 1 << 16),
             ("window", self.window, 2 << 20, 1 << 40),

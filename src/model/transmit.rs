@@ -83,16 +83,21 @@ impl Locked<'_> {
         if let Some(tx) = state.tx.take() {
             state.owed = state.owed.saturating_sub(1);
             state.counters.sent += 1;
-            if let Some(head) = tx.head {
-                self.give_back(1, head, 0);
-            }
+            self.done(tx.head);
         }
         true
     }
 
+    /// A buffer of txq is not needed any more.
+    fn done(&mut self, head: Option<u16>) {
+        if let Some(head) = head {
+            self.give_back(1, head, 0);
+        }
+    }
+
     /// Takes a message out of txq; `false` if there is none, or nothing more to be done.
     fn take_one(&mut self) -> bool {
-        if !self.state.is_running() {
+        if !self.state.is_running() || self.shared.faults.holds_tx() {
             return false;
         }
         let connected = self.state.is_connected();
@@ -106,14 +111,18 @@ impl Locked<'_> {
                 return false;
             }
         };
+        let mut head = Some(buffer.head);
+        if self.shared.faults.is_early() {
+            self.done(head.take());
+        }
         if !connected {
             self.state.counters.discarded += 1;
-            self.give_back(1, buffer.head, 0);
+            self.done(head);
             return true;
         }
         let bytes = match buffer.len {
             len if len > messages::MAX_OUTGOING => Err(format!("the driver sent {len} bytes")),
-            _ => match buffer.read(dma) {
+            _ => match buffer.read(&self.state.dma) {
                 Ok(bytes) => messages::outgoing(bytes, self.shared.shape.rings),
                 Err(error) => {
                     self.broken(1, &error);
@@ -122,13 +131,13 @@ impl Locked<'_> {
             },
         };
         match bytes {
-            Ok(Some(bytes)) => self.send(bytes, Some(buffer.head)),
+            Ok(Some(bytes)) => self.send(bytes, head),
             Ok(None) => {
                 self.state.counters.discarded += 1;
-                self.give_back(1, buffer.head, 0);
+                self.done(head);
             }
             Err(what) => {
-                self.give_back(1, buffer.head, 0);
+                self.done(head);
                 self.violation(LinkEvent::DriverViolation, what);
             }
         }

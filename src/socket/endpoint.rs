@@ -214,6 +214,17 @@ impl Drop for Endpoint {
     }
 }
 
+/// A socket that is connected to whoever listens at `path` now, and never blocks.
+pub fn call(path: &Path) -> Result<OwnedFd, EndpointError> {
+    let socket = stream_socket()?;
+    connect(&socket, &address(path)?).map_err(|source| EndpointError::Path {
+        what: "connect to",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(socket)
+}
+
 fn address(path: &Path) -> Result<SocketAddrUnix, EndpointError> {
     SocketAddrUnix::new(path).map_err(|errno| match errno {
         Errno::NAMETOOLONG => EndpointError::PathTooLong(path.to_owned()),

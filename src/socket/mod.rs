@@ -1,13 +1,16 @@
-//! vhost-user on an AF_UNIX socket: where connections come from, and whole messages on them.
+//! AF_UNIX sockets: where connections come from, and whole messages on them.
 //!
-//! An [`Endpoint`] listens or calls until there is a connection; a [`Wire`] turns that
-//! connection's bytes into messages with the file descriptors that came with them, and back.
-//! Neither knows what a message means, nor which side of it we are on.
+//! An [`Endpoint`] listens or calls until there is a connection, and [`call`] calls once.
+//! [`Frames`] finds whole messages in a connection's bytes, with the file descriptors that came
+//! with them; a [`Wire`] does so for vhost-user, and back. None knows what a message means, nor
+//! which side of it we are on.
 
 mod endpoint;
+mod frames;
 mod wire;
 
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, call};
+pub use frames::{Frame, FrameError, Frames, MAX_FDS, send, wait};
 pub use wire::{MAX_PAYLOAD, Received, SendError, Wire};
 
 use std::os::fd::OwnedFd;

@@ -1,22 +1,15 @@
 //! One connected socket: bytes to whole messages, whole messages to bytes.
-//!
-//! Reading never blocks and never takes a byte of the next message, so that file descriptors
-//! stay with the message whose header they came with.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendFlags, recvmsg, sendmsg,
-};
-
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use thiserror::Error;
 
+use super::frames::{FrameError, Frames, wait};
 use super::{Gone, Incoming};
 use crate::protocol::{HEADER_LEN, Message};
 
@@ -28,28 +21,6 @@ pub const MAX_PAYLOAD: usize = 64 << 10;
 
 /// How long a front-end may take to read a reply.
 const SEND_DEADLINE: Duration = Duration::from_secs(3);
-
-/// How far the message that is being read has come.
-#[derive(Debug)]
-enum Progress {
-    Header {
-        bytes: [u8; HEADER_LEN],
-        have: usize,
-    },
-    Payload {
-        request: u32,
-        flags: u32,
-        bytes: Vec<u8>,
-        have: usize,
-    },
-}
-
-impl Progress {
-    const START: Self = Self::Header {
-        bytes: [0; HEADER_LEN],
-        have: 0,
-    };
-}
 
 /// Why bytes could not be sent.
 #[derive(Debug, Error)]
@@ -71,12 +42,11 @@ pub enum Received {
     Nothing,
 }
 
-/// A connection. See the [module](self).
+/// A connection: whole messages, and the file descriptors that came with them.
 #[derive(Debug)]
 pub struct Wire {
     socket: OwnedFd,
-    progress: Progress,
-    attached: Vec<OwnedFd>,
+    frames: Frames<HEADER_LEN>,
     heard: bool,
 }
 
@@ -85,8 +55,7 @@ impl Wire {
     pub fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
-            progress: Progress::START,
-            attached: Vec::new(),
+            frames: Frames::new(MAX_FDS),
             heard: false,
         }
     }
@@ -103,102 +72,19 @@ impl Wire {
 
     /// Reads until a message is complete or there is nothing to read.
     pub fn receive(&mut self) -> Result<Received, Gone> {
-        loop {
-            if let Some(message) = self.complete()? {
-                let attached = std::mem::take(&mut self.attached);
-                self.heard = true;
-                return Ok(Received::Message(Incoming { message, attached }));
-            }
-            if !self.read()? {
-                return Ok(Received::Nothing);
-            }
-        }
-    }
-
-    /// The message, if all of it is there; turns a complete header into the wait for its payload.
-    fn complete(&mut self) -> Result<Option<Message>, Gone> {
-        if let Progress::Header { bytes, have } = &self.progress
-            && *have == HEADER_LEN
-        {
-            let (request, flags, size) = Message::parse_header(bytes);
-            let size = size as usize;
-            if size > MAX_PAYLOAD {
-                return Err(Gone::Violation(format!(
-                    "message {request} announces {size} bytes of payload, {MAX_PAYLOAD} are the \
-                     limit"
-                )));
-            }
-            self.progress = Progress::Payload {
+        let Some(frame) = self.frames.receive(self.socket.as_fd(), payload_len)? else {
+            return Ok(Received::Nothing);
+        };
+        self.heard = true;
+        let (request, flags, _) = Message::parse_header(&frame.header);
+        Ok(Received::Message(Incoming {
+            message: Message {
                 request,
                 flags,
-                bytes: vec![0; size],
-                have: 0,
-            };
-        }
-        match &mut self.progress {
-            Progress::Payload {
-                request,
-                flags,
-                bytes,
-                have,
-            } if *have == bytes.len() => {
-                let message = Message {
-                    request: *request,
-                    flags: *flags,
-                    payload: std::mem::take(bytes),
-                };
-                self.progress = Progress::START;
-                Ok(Some(message))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Reads some bytes of the current part; `false` if there are none now.
-    fn read(&mut self) -> Result<bool, Gone> {
-        let begins = matches!(self.progress, Progress::Header { have: 0, .. });
-        let (buffer, have) = match &mut self.progress {
-            Progress::Header { bytes, have } => (bytes.as_mut_slice(), have),
-            Progress::Payload { bytes, have, .. } => (bytes.as_mut_slice(), have),
-        };
-        let rest = buffer.get_mut(*have..).unwrap_or_default();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let result = recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(rest)],
-            &mut control,
-            flags,
-        );
-        let received = match result {
-            Ok(received) => received,
-            Err(Errno::AGAIN) => return Ok(false),
-            Err(Errno::INTR) => return Ok(true),
-            Err(Errno::CONNRESET) => return Err(Gone::Closed),
-            Err(errno) => return Err(Gone::Failed(format!("cannot read the socket: {errno}"))),
-        };
-        *have += received.bytes;
-        let before = self.attached.len();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.attached.extend(fds);
-            }
-        }
-        if !begins && self.attached.len() > before {
-            return Err(Gone::Violation(
-                "file descriptors came within a message instead of at its beginning".to_owned(),
-            ));
-        }
-        if received.flags.contains(ReturnFlags::CTRUNC) || self.attached.len() > MAX_FDS {
-            return Err(Gone::Violation(format!(
-                "a message came with more than {MAX_FDS} file descriptors"
-            )));
-        }
-        if received.bytes == 0 {
-            return Err(Gone::Closed);
-        }
-        Ok(true)
+                payload: frame.payload,
+            },
+            attached: frame.attached,
+        }))
     }
 
     /// Sends all of `bytes`, or gives up when the front-end does not read them in time.
@@ -233,23 +119,36 @@ impl Wire {
     }
 
     fn wait_until_writable(&self, deadline: Instant) -> Result<(), SendError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(SendError::Failed(format!(
+        match wait(self.socket.as_fd(), PollFlags::OUT, deadline) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SendError::Failed(format!(
                 "the front-end did not read a reply for {} s",
                 SEND_DEADLINE.as_secs()
-            )));
-        }
-        let timeout = Timespec::try_from(left).unwrap_or_default();
-        let mut fds = [PollFd::from_borrowed_fd(
-            self.socket.as_fd(),
-            PollFlags::OUT,
-        )];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+            ))),
             Err(errno) => Err(SendError::Failed(format!(
                 "cannot poll the socket: {errno}"
             ))),
+        }
+    }
+}
+
+/// How much follows a header.
+fn payload_len(header: &[u8; HEADER_LEN]) -> Result<usize, String> {
+    let (request, _, size) = Message::parse_header(header);
+    match size as usize {
+        size if size <= MAX_PAYLOAD => Ok(size),
+        size => Err(format!(
+            "message {request} announces {size} bytes of payload, {MAX_PAYLOAD} are the limit"
+        )),
+    }
+}
+
+impl From<FrameError> for Gone {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Closed => Self::Closed,
+            FrameError::Violation(what) => Self::Violation(what),
+            FrameError::System(errno) => Self::Failed(format!("cannot read the socket: {errno}")),
         }
     }
 }

@@ -3,23 +3,28 @@ use std::time::Duration;
 
 use super::*;
 use crate::device::Options;
-use crate::device::fake::{Fake, Shape};
+use crate::model::Shape;
+use crate::model::faults::Fault;
+use crate::model::test_rig::Rig;
 
-fn transport(shape: Shape) -> (Fake, VvuTransport) {
-    let (fake, function) = Fake::new(shape);
+fn transport(shape: Shape) -> (Rig, VvuTransport) {
+    let (rig, function) = Rig::new(shape);
     let options = Options {
         timeout: Duration::from_millis(50),
         ..Options::default()
     };
     let device = Device::open(function, options).unwrap();
-    (fake, VvuTransport::new(device))
+    (rig, VvuTransport::new(device))
 }
 
-fn connected() -> (Fake, VvuTransport) {
-    let (fake, mut transport) = transport(Shape::ours());
-    fake.connect();
+fn connected() -> (Rig, VvuTransport) {
+    let (rig, mut transport) = transport(Shape {
+        window: 1 << 30,
+        ..Shape::ours()
+    });
+    rig.connect();
     assert!(matches!(transport.next(), Some(Event::Connected)));
-    (fake, transport)
+    (rig, transport)
 }
 
 fn raw(request: u32, flags: u32, size: u32, payload: &[u8]) -> Vec<u8> {
@@ -29,24 +34,24 @@ fn raw(request: u32, flags: u32, size: u32, payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn messages_are_cut_from_their_buffers() {
-    let (fake, mut transport) = connected();
-    assert_eq!(transport.name(), "vvu:fake");
+    let (rig, mut transport) = connected();
+    assert_eq!(transport.name(), "vvu:model");
     // What follows the message in its buffer means nothing.
-    fake.push(&raw(5, 0x9, 3, &[1, 2, 3, 4, 5]));
+    assert!(rig.model.inject(&raw(99, 0xd, 3, &[1, 2, 3, 4, 5])));
     let Some(Event::Message(incoming)) = transport.next() else {
         panic!("no message");
     };
     let message = Message {
-        request: 5,
-        flags: 0x9,
+        request: 99,
+        flags: 0xd,
         payload: vec![1, 2, 3],
     };
     assert_eq!(incoming.message, message);
     assert!(incoming.attached.is_empty());
     transport.send(&message).unwrap();
-    assert_eq!(fake.sent(), [raw(5, 0x9, 3, &[1, 2, 3])]);
+    assert_eq!(rig.sent(), [raw(99, 0xd, 3, &[1, 2, 3])]);
     assert!(transport.next().is_none());
-    assert_eq!(fake.violations(), [""; 0]);
+    assert_eq!(rig.model.violations(), [""; 0]);
 }
 
 #[test]
@@ -58,30 +63,30 @@ fn what_is_no_message_ends_the_connection() {
         raw(1, 2, 0, &[]),
         raw(1, 0, 0, &[]),
     ] {
-        let (fake, mut transport) = connected();
-        fake.push(&bytes);
+        let (rig, mut transport) = connected();
+        assert!(rig.model.inject(&bytes));
         let gone = transport.next();
         assert!(
             matches!(gone, Some(Event::Disconnected(Gone::Violation(_)))),
             "{gone:?}"
         );
-        assert!(!fake.is_connected());
+        assert!(!rig.is_connected());
         // And the next one is let in.
         assert!(transport.next().is_none());
-        fake.connect();
+        rig.connect();
         assert!(matches!(transport.next(), Some(Event::Connected)));
     }
 }
 
 #[test]
 fn a_front_end_that_does_not_read_is_dropped() {
-    let (fake, mut transport) = connected();
+    let (rig, mut transport) = connected();
     let message = Message {
         request: 1,
         flags: 5,
         payload: vec![0; 8],
     };
-    fake.fault(|faults| faults.hold_tx = true);
+    rig.model.fault(Some(Fault::TxHeld));
     let error = loop {
         if let Err(error) = transport.send(&message) {
             break error;
@@ -96,12 +101,12 @@ fn a_front_end_that_does_not_read_is_dropped() {
         transport.next(),
         Some(Event::Disconnected(Gone::Failed(_)))
     ));
-    assert!(!fake.is_connected());
+    assert!(!rig.is_connected());
 }
 
 #[test]
 fn resources_come_without_descriptors() {
-    let (fake, mut transport) = connected();
+    let (rig, mut transport) = connected();
     let fd = || vec![rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap()];
     assert_eq!(transport.max_rings(), 256);
     assert!(matches!(
@@ -123,7 +128,7 @@ fn resources_come_without_descriptors() {
     }
 
     let kick = transport.kick(3, false, vec![]).unwrap();
-    fake.kick(3);
+    rig.model.kick(3);
     assert!(matches!(kick, Kick::Event(_)));
     assert!(matches!(transport.kick(3, true, vec![]), Ok(Kick::Polled)));
     // Ring 100 is beyond the rings with a vector.
@@ -134,12 +139,12 @@ fn resources_come_without_descriptors() {
     transport.call(3, false, vec![]).unwrap().ring();
     transport.call(4, true, vec![]).unwrap().ring();
     transport.err(5, false, vec![]).unwrap().ring();
-    assert_eq!(fake.rung(), [3, 261]);
+    assert_eq!(rig.model.rung(), [3, 261]);
 }
 
 #[test]
 fn memory_is_a_window_and_has_an_end() {
-    let (_fake, mut transport) = connected();
+    let (_rig, mut transport) = connected();
     let region = |size, mmap_offset| RegionRequest {
         guest_addr: 0x1000,
         size,
@@ -173,7 +178,7 @@ fn memory_is_a_window_and_has_an_end() {
 
 #[test]
 fn features_that_need_descriptors_are_never_offered() {
-    let (_fake, transport) = connected();
+    let (_rig, transport) = connected();
     let offered = transport.protocol_features();
     for bit in [1, 5, 8, 10, 11, 12, 14, 15, 17, 18, 19, 22] {
         assert_eq!(offered >> bit & 1, 0, "bit {bit}");
@@ -186,14 +191,14 @@ fn features_that_need_descriptors_are_never_offered() {
 
 #[test]
 fn ended_by_us_and_left_quiet() {
-    let (fake, mut transport) = connected();
+    let (rig, mut transport) = connected();
     transport.disconnect();
-    assert!(!fake.is_connected());
+    assert!(!rig.is_connected());
     assert!(transport.next().is_none());
-    fake.connect();
+    rig.connect();
     assert!(matches!(transport.next(), Some(Event::Connected)));
     transport.shutdown();
-    assert!(fake.state().2);
+    assert!(rig.is_quiet());
     assert!(transport.next().is_none());
     assert!(matches!(
         transport.send(&Message {

@@ -12,18 +12,15 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown,
-    socket_with,
-};
+use rustix::net::{Shutdown, shutdown};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::VfioUserError;
-use super::frames::{Frame, FrameError, Frames, MAX_FDS, send};
 use super::message::{self, Access, HEADER_LEN, Header, Version, command};
 use super::patience::Patience;
+use crate::socket::{Frame, FrameError, Frames, MAX_FDS, call, send, wait};
 
 /// How long the server may keep us waiting.
 #[derive(Debug, Clone, Copy)]
@@ -112,10 +109,10 @@ impl Client {
     ) -> Result<Self, VfioUserError> {
         let mut client = Self {
             name: name.to_owned(),
-            socket: connected(path)?,
+            socket: call(path).map_err(VfioUserError::Connect)?,
             next_id: AtomicU16::new(0),
             replies: Mutex::new(Replies {
-                frames: Frames::new(),
+                frames: Frames::new(MAX_FDS),
                 patience: Patience::new(deadlines.times.requests, 2),
             }),
             deadlines,
@@ -368,17 +365,7 @@ impl Client {
 
     /// Waits until the socket is ready for `flags`; `false` if the deadline passed.
     fn wait(&self, flags: PollFlags, deadline: Instant) -> Result<bool, VfioUserError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let timeout = Timespec::try_from(left).unwrap_or_default();
-        let mut fds = [PollFd::new(&self.socket, flags)];
-        match poll(&mut fds, Some(&timeout)) {
-            // At the deadline it is looked once more.
-            Ok(_) | Err(Errno::INTR) => Ok(true),
-            Err(source) => Err(system("cannot wait for the server")(source)),
-        }
+        wait(self.socket.as_fd(), flags, deadline).map_err(system("cannot wait for the server"))
     }
 
     fn alive(&self) -> Result<(), VfioUserError> {
@@ -457,23 +444,4 @@ impl From<FrameError> for VfioUserError {
             FrameError::System(source) => system("the server's socket failed")(source),
         }
     }
-}
-
-/// A connected socket that never blocks.
-fn connected(path: &Path) -> Result<OwnedFd, VfioUserError> {
-    let address = SocketAddrUnix::new(path).map_err(|errno| match errno {
-        Errno::NAMETOOLONG => VfioUserError::PathTooLong(path.to_owned()),
-        reason => VfioUserError::Connect {
-            path: path.to_owned(),
-            reason,
-        },
-    })?;
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(system("cannot make a socket"))?;
-    connect(&socket, &address).map_err(|reason| VfioUserError::Connect {
-        path: path.to_owned(),
-        reason,
-    })?;
-    Ok(socket)
 }

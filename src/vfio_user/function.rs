@@ -17,7 +17,6 @@ use zerocopy::IntoBytes;
 
 use super::VfioUserError;
 use super::client::{Client, Deadlines, Times, system};
-use super::frames::Frame;
 use super::message::{
     Capability, DeviceInfo, DmaMap, DmaUnmap, HEADER_LEN, IrqInfo, RegionInfo, SetIrqs, Span,
     SparseMmap, command, read, split,
@@ -25,6 +24,7 @@ use super::message::{
 use crate::memory::{Area, Mapping, hugepage_size, page_size};
 use crate::mmio::{RegisterAccess, Window};
 use crate::pci::{DmaMemory, PciError, PciFunction};
+use crate::socket::Frame;
 
 /// Where DMA addresses begin: behind everything that a PC has below 4 GiB.
 const FIRST_IOVA: u64 = 1 << 32;
@@ -422,7 +422,7 @@ impl PciFunction for VfioUserFunction {
             .bar(bar)
             .and_then(|region| region.mappable.as_ref())
             .filter(|mappable| mappable.spans.iter().any(inside))
-            .ok_or_else(|| PciError::NotMappable { bar, offset, len })?;
+            .ok_or(PciError::NotMappable { bar, offset, len })?;
         let start = mappable.offset.saturating_add(offset);
         Mapping::of_file(mappable.file.as_fd(), start, len)
             .map(Area::from)

@@ -5,7 +5,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::frames::MAX_FDS;
+use crate::socket::MAX_FDS;
 
 /// The only major version there is.
 pub(super) const MAJOR: u16 = 0;

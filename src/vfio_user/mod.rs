@@ -16,47 +16,37 @@
 //! | file | |
 //! |---|---|
 //! | `message` | what lies on the wire |
-//! | `frames` | whole messages, with their file descriptors |
 //! | `client` | commands with a deadline |
 //! | `function` | the function as a driver sees it |
 //! | `server` | commands of a client as calls |
 
 mod client;
-mod frames;
 mod function;
 mod message;
 mod patience;
+mod served;
 mod server;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use thiserror::Error;
 
 pub use function::VfioUserFunction;
-pub use server::{
-    CONFIG_REGION, ClientMemory, Connection, Counters, Ended, Refusal, Served, Shared,
-};
+pub use served::{CONFIG_REGION, ClientMemory, Counters, Ended, Refusal, Served, Shared};
+pub use server::Connection;
 
 use crate::memory::MemoryError;
+use crate::socket::EndpointError;
 
 /// What can go wrong with a function over vfio-user.
 #[derive(Debug, Error)]
 pub enum VfioUserError {
     /// There is nobody at the path.
-    #[error("cannot connect to {path}: {reason}; is its server (`vvu device`) running?")]
-    Connect {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        reason: Errno,
-    },
-    /// The path does not fit into a socket address.
-    #[error("socket path {0} is too long: 107 bytes are the limit, use a shorter one")]
-    PathTooLong(PathBuf),
+    #[error("{0}; is its server (`vvu device`) running?")]
+    Connect(EndpointError),
     /// The server closed the connection, now or earlier.
     #[error("the server closed the connection; if it runs, another client may have the function")]
     Closed,

@@ -9,27 +9,24 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
-use thiserror::Error;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ,
     VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL, VFIO_IRQ_INFO_EVENTFD,
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_REGIONS,
-    VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
-    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
+    VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ,
+    VFIO_REGION_INFO_FLAG_WRITE,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::frames::{FrameError, Frames, send};
 use super::message::{
     self, Access, Capability, DeviceInfo, DmaMap, DmaUnmap, HEADER_LEN, Header, IrqInfo,
     RegionInfo, SetIrqs, Span, SparseMmap, Version, command, read, split,
 };
-
-/// The region that configuration space is.
-pub const CONFIG_REGION: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
+use super::served::{ClientMemory, Counters, Ended, Refusal, Served};
+use crate::socket::{Frames, MAX_FDS, send, wait};
 
 /// Bytes that one command may read or write. Registers have 8 at most.
 const MAX_TRANSFER: u32 = 4096;
@@ -51,107 +48,6 @@ const REPLY_TIME: Duration = Duration::from_secs(3);
 /// for hardware.
 const IRQS: u32 = VFIO_PCI_MSIX_IRQ_INDEX + 1;
 
-/// Why a command is refused: for the client a number, for people words.
-#[derive(Debug)]
-pub struct Refusal {
-    /// What the client is told.
-    pub errno: Errno,
-    /// What people are told.
-    pub what: String,
-}
-
-impl Refusal {
-    /// A refusal.
-    pub fn new(errno: Errno, what: impl Into<String>) -> Self {
-        let what = what.into();
-        Self { errno, what }
-    }
-}
-
-/// A part of a region that clients can map.
-#[derive(Debug)]
-pub struct Shared<'a> {
-    /// The file whose beginning the region's beginning is.
-    pub file: BorrowedFd<'a>,
-    /// Bytes of it, whole pages.
-    pub len: u64,
-}
-
-/// A piece of the client's memory.
-#[derive(Debug)]
-pub struct ClientMemory {
-    /// The file, if the client shares one.
-    pub file: Option<OwnedFd>,
-    /// Where in the file.
-    pub offset: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// Whether the function may write there.
-    pub writable: bool,
-}
-
-/// A PCI function as a server has it. Regions are numbered as in the kernel's vfio: BARs 0 to 5,
-/// ROM, configuration space, VGA.
-pub trait Served {
-    /// Size of a region; 0 if there is none.
-    fn region_size(&self, region: u32) -> u64;
-    /// What of a region can be mapped.
-    fn shared(&self, region: u32) -> Option<Shared<'_>>;
-    /// Number of MSI-X vectors.
-    fn vectors(&self) -> u16;
-    /// Reads inside a region.
-    fn read(&mut self, region: u32, offset: u64, data: &mut [u8]);
-    /// Writes inside a region.
-    fn write(&mut self, region: u32, offset: u64, data: &[u8]);
-    /// Lets the function reach memory from `iova` on, where nothing else is. `false` if it never
-    /// will, and the client need not know.
-    fn map(&mut self, iova: u64, memory: ClientMemory) -> Result<bool, Refusal>;
-    /// Takes back what the function reached at `iova`, all of it.
-    fn unmap(&mut self, iova: u64, len: u64);
-    /// Names who is told when a vector fires.
-    fn set_vector(&mut self, vector: u16, fd: Option<OwnedFd>) -> Result<(), Refusal>;
-    /// Function reset.
-    fn reset(&mut self);
-}
-
-/// Why a connection ended.
-#[derive(Debug, Error)]
-pub enum Ended {
-    /// The client closed it.
-    #[error("the client closed the connection")]
-    Closed,
-    /// The client does not speak vfio-user as it should.
-    #[error("protocol violation: {0}")]
-    Violation(String),
-    /// The client does not read what it is answered.
-    #[error("the client read no replies for {0:?}")]
-    Stuck(Duration),
-    /// The operating system failed.
-    #[error("the client's socket failed: {0}")]
-    System(Errno),
-}
-
-impl From<FrameError> for Ended {
-    fn from(error: FrameError) -> Self {
-        match error {
-            FrameError::Closed => Self::Closed,
-            FrameError::Violation(what) => Self::Violation(what),
-            FrameError::System(errno) => Self::System(errno),
-        }
-    }
-}
-
-/// What was counted on a connection.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Commands.
-    pub commands: u64,
-    /// Those of them that were refused.
-    pub refused: u64,
-    /// Why the last of those was.
-    pub last_refusal: Option<String>,
-}
-
 /// A client's connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -169,7 +65,7 @@ impl Connection {
     pub fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
-            frames: Frames::new(),
+            frames: Frames::new(MAX_FDS),
             greeted: false,
             maps: BTreeMap::new(),
             counters: Counters::default(),
@@ -408,14 +304,9 @@ impl Connection {
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
         let deadline = Instant::now() + REPLY_TIME;
         while !send(self.socket.as_fd(), &parts, fds)? {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Ended::Stuck(REPLY_TIME));
-            }
-            let timeout = Timespec::try_from(left).unwrap_or_default();
-            let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
-            match poll(&mut fds, Some(&timeout)) {
-                Ok(_) | Err(Errno::INTR) => {}
+            match wait(self.socket.as_fd(), PollFlags::OUT, deadline) {
+                Ok(true) => {}
+                Ok(false) => return Err(Ended::Stuck(REPLY_TIME)),
                 Err(errno) => return Err(Ended::System(errno)),
             }
         }

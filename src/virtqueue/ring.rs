@@ -101,7 +101,7 @@ struct Entry {
     held: bool,
 }
 
-/// The driver side of a split ring. See the [module](self).
+/// The driver side of a split ring.
 ///
 /// A chain is [pushed](Ring::push), [published](Ring::publish) with what else was pushed, [taken
 /// back](Ring::take) when the device is done with it, and then either [pushed
@@ -202,10 +202,22 @@ impl Ring {
         &self.memory
     }
 
-    /// How many chains were taken back so far, modulo 2^16: where a device goes on that knows
-    /// nothing of what happened before, if all it returned was taken.
-    pub fn taken(&self) -> u16 {
-        self.taken
+    /// How many chains the device returned so far, modulo 2^16: where another one goes on that
+    /// knows nothing of what happened before.
+    pub fn returned(&self) -> Result<u16, QueueError> {
+        let index = self.used_index();
+        if index.wrapping_sub(self.taken) > self.in_flight() {
+            return Err(QueueError::Index {
+                from: self.taken,
+                to: index,
+            });
+        }
+        Ok(index)
+    }
+
+    /// How many chains were published so far, modulo 2^16.
+    pub fn published(&self) -> u16 {
+        self.published
     }
 
     /// Chains that were published and not yet taken back.
@@ -308,14 +320,7 @@ impl Ring {
     #[inline]
     pub fn take(&mut self) -> Result<Option<Used>, QueueError> {
         if self.used == self.taken {
-            let index = self.used_index();
-            if index.wrapping_sub(self.taken) > self.in_flight() {
-                return Err(QueueError::Index {
-                    from: self.taken,
-                    to: index,
-                });
-            }
-            self.used = index;
+            self.used = self.returned()?;
         }
         if self.used == self.taken {
             return Ok(None);

@@ -5,6 +5,9 @@ use crate::memory::Mapping;
 const SIZE: u16 = 8;
 const IOVA: u64 = 0x9000_0000;
 
+/// A descriptor: address, length, flags.
+type Seen = (u64, u32, u16);
+
 /// A device with nothing but the ring's memory and indices of its own.
 struct Device {
     memory: Area,
@@ -22,8 +25,8 @@ impl Device {
         self.memory.slice().write_obj(value, at).unwrap();
     }
 
-    /// The next chain: its head and its descriptors (address, length, flags).
-    fn next(&mut self) -> Option<(u16, Vec<(u64, u32, u16)>)> {
+    /// The next chain: its head and its descriptors.
+    fn next(&mut self) -> Option<(u16, Vec<Seen>)> {
         let index: u16 = self.get(self.layout.avail + 2);
         if index == self.seen {
             return None;

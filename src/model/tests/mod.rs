@@ -5,3 +5,4 @@
 mod bench;
 mod bus;
 mod signals;
+mod table;

@@ -1,4 +1,4 @@
-//! Front-ends that are broken or mean it.
+//! Front-ends that are broken or mean it. What can be listed is in `catalogue`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::Bytes;
 
-use super::bench::{Bench, alone, memory, until};
+use super::bench::{Bench, memory};
 use super::fake::{FakeDevice, VERSION_1};
 use super::script::{ALL, BIT30, LEN, Script, call, eventfd, kick, polled, region, state};
+use crate::protocol::Request;
 use crate::protocol::tests::Random;
-use crate::protocol::{Message, REQUESTS, Request};
 use crate::session::Session;
 use crate::transport::unix::UnixTransport;
 
@@ -63,25 +63,6 @@ fn descriptors_of_the_wrong_kind_are_refused() {
     let this = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
     script.refused(&Request::SetMemTable(vec![region(0)]), &[this.as_fd()]);
     assert!(bench.device.seen().memory.is_none());
-}
-
-#[test]
-fn every_request_with_every_size() {
-    let bench = Bench::new(2);
-    for row in &REQUESTS {
-        for size in [0, 1, 4, 7, 8, 9, 16, 20, 24, 32, 39, 40, 41, 276, 4096] {
-            let mut script = Script::negotiated(&bench, 0);
-            let message = Message {
-                request: row.number,
-                flags: 9,
-                payload: vec![0xff; size],
-            };
-            script.raw(&message.to_bytes(), &[]);
-            // It says something or hangs up; either way it is there for the next one.
-            let _ = script.message();
-        }
-    }
-    Script::negotiated(&bench, 0).ok(&Request::SetOwner, &[]);
 }
 
 #[test]
@@ -235,7 +216,7 @@ fn memory_that_is_taken_away_ends_the_connection_and_nothing_else() {
 }
 
 /// The messages of a whole set-up, each with its descriptors.
-fn handshake() -> Vec<(Request, Option<OwnedFd>)> {
+pub(super) fn handshake() -> Vec<(Request, Option<OwnedFd>)> {
     vec![
         (Request::GetFeatures, None),
         (Request::SetProtocolFeatures(ALL), None),
@@ -251,69 +232,10 @@ fn handshake() -> Vec<(Request, Option<OwnedFd>)> {
     ]
 }
 
-fn count(what: &str) -> usize {
+pub(super) fn count(what: &str) -> usize {
     std::fs::read_dir(format!("/proc/self/{what}"))
         .unwrap()
         .count()
-}
-
-#[test]
-fn nothing_leaks_however_a_front_end_leaves() {
-    alone("session::tests::hostile::leave_at_every_byte");
-}
-
-#[test]
-#[ignore = "run by nothing_leaks_however_a_front_end_leaves, in a process of its own"]
-fn leave_at_every_byte() {
-    let bench = Bench::new(2);
-    let steps = handshake();
-    let idle = || {
-        bench.until("idle", |status| {
-            !status.connected && status.running_rings == 0
-        });
-        (count("fd"), count("task"), count("map_files"))
-    };
-    let run = |stop_at: usize| -> usize {
-        let before = bench.report().connections;
-        let mut script = Script::new(&bench);
-        let mut sent = 0;
-        for (request, fd) in &steps {
-            let bytes = request.to_message(true).to_bytes();
-            let part = bytes.len().min(stop_at - sent);
-            if part == 0 {
-                break;
-            }
-            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
-            script.raw(&bytes[..part], &fds);
-            sent += part;
-        }
-        drop(script);
-        bench.until("served", |status| status.connections > before);
-        sent
-    };
-    let total = run(usize::MAX);
-    let (fds, threads, maps) = idle();
-    for stop_at in 1..total {
-        run(stop_at);
-    }
-    until("all is given back", || {
-        let (now_fds, now_threads, now_maps) = idle();
-        // The allocator may have mapped memory of its own.
-        (now_fds, now_threads) == (fds, threads) && now_maps <= maps + 4
-    });
-    assert!(bench.device.seen().rings.is_empty());
-
-    // A thousand that only look in.
-    for _ in 0..1000 {
-        drop(bench.stream());
-    }
-    until("all is given back", || {
-        let (now_fds, now_threads, _) = idle();
-        (now_fds, now_threads) == (fds, threads)
-    });
-    Script::negotiated(&bench, 0).ok(&Request::SetOwner, &[]);
-    bench.stop();
-    until("the thread is gone", || count("task") < threads);
 }
 
 #[test]

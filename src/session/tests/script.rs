@@ -80,24 +80,25 @@ impl Script {
 
     /// The next message from the session; `None` if it hung up.
     pub(super) fn message(&mut self) -> Option<Message> {
-        let mut header = [0; HEADER_LEN];
-        match self.stream.read_exact(&mut header) {
-            Ok(()) => {}
+        match self.hear() {
+            Ok(message) => Some(message),
             Err(error) => {
-                assert!(
-                    matches!(
-                        error.kind(),
-                        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
-                    ),
-                    "{error}"
-                );
-                return None;
+                let kind = error.kind();
+                let gone = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset];
+                assert!(gone.contains(&kind), "{error}");
+                None
             }
         }
+    }
+
+    /// The next message, or why there is none.
+    pub(super) fn hear(&mut self) -> std::io::Result<Message> {
+        let mut header = [0; HEADER_LEN];
+        self.stream.read_exact(&mut header)?;
         let (request, flags, size) = Message::parse_header(&header);
         let mut payload = vec![0; size as usize];
-        self.stream.read_exact(&mut payload).unwrap();
-        Some(Message {
+        self.stream.read_exact(&mut payload)?;
+        Ok(Message {
             request,
             flags,
             payload,

@@ -2,13 +2,15 @@
 //! and it may leave at any point.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::bench::{Bench, memory, until};
 use super::fake::{FakeDevice, VERSION_1};
 use super::script::{BIT30, LEN, Script, addr, call, eventfd, kick, region, state};
-use crate::device::fake::{Fake, Shape};
 use crate::device::{Device, Options};
+use crate::model::Shape;
+use crate::model::test_rig::Rig;
 use crate::protocol::{Message, Request};
 use crate::session::Session;
 use crate::transport::vvu::VvuTransport;
@@ -18,14 +20,14 @@ use crate::transport::vvu::VvuTransport;
 const COMMON: u64 = 1 | 4 | 8 | 16 | 1 << 9 | 1 << 13 | 1 << 16;
 
 struct VvuBench {
-    front_end: Fake,
+    rig: Rig,
     device: FakeDevice,
     session: Session,
 }
 
 impl VvuBench {
     fn new(shape: Shape) -> Self {
-        let (front_end, function) = Fake::new(shape);
+        let (rig, function) = Rig::new(shape);
         let options = Options {
             timeout: Duration::from_millis(500),
             ..Options::default()
@@ -34,51 +36,33 @@ impl VvuBench {
         let device = FakeDevice::new(2);
         let session = Session::spawn(Box::new(transport), Box::new(device.clone())).unwrap();
         Self {
-            front_end,
+            rig,
             device,
             session,
         }
     }
 
-    fn connect(&self) {
-        until("let in", || {
-            self.front_end.connect();
-            self.front_end.is_connected()
-        });
+    /// A front-end that is let in.
+    fn script(&self) -> Script {
+        let stream = UnixStream::connect(&self.rig.path).unwrap();
+        let timeout = Some(Duration::from_secs(10));
+        stream.set_read_timeout(timeout).unwrap();
+        until("let in", || self.rig.is_connected());
+        Script { stream }
     }
 
     fn is_idle(&self) -> bool {
         let report = self.session.status().report();
         !report.connected && report.running_rings == 0
     }
+}
 
-    /// Sends a request and waits for the answer, if there will be one.
-    fn ask(&self, message: &Message) -> Option<Message> {
-        self.front_end.push(&message.to_bytes());
-        if message.flags & 8 == 0 {
-            return None;
-        }
-        let mut sent = Vec::new();
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while sent.is_empty() {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "no reply to {message:?}"
-            );
-            sent = self.front_end.sent();
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        assert_eq!(sent.len(), 1);
-        let bytes = &sent[0];
-        let header = bytes.first_chunk().unwrap();
-        let (request, flags, size) = Message::parse_header(header);
-        assert_eq!(bytes.len(), 12 + size as usize);
-        Some(Message {
-            request,
-            flags,
-            payload: bytes[12..].to_vec(),
-        })
-    }
+/// Sends a request and waits for the answer, if there will be one.
+fn ask(script: &mut Script, message: &Message, fds: &[OwnedFd]) -> Option<Message> {
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    script.raw(&message.to_bytes(), &fds);
+    let answered = message.flags & 8 != 0;
+    answered.then(|| script.message().unwrap())
 }
 
 /// A whole set-up, a run and a stop; the first two messages are not acknowledged.
@@ -106,58 +90,56 @@ fn life() -> Vec<(Message, Vec<OwnedFd>)> {
 
 #[test]
 fn a_front_end_hears_the_same_over_both_transports() {
-    let unix = Bench::new(2);
-    let mut script = Script::new(&unix);
     for shape in [Shape::ours(), Shape::prototype(0x1058), Shape::crosvm()] {
+        let unix = Bench::new(2);
+        let mut direct = Script::new(&unix);
         let vvu = VvuBench::new(shape);
-        vvu.connect();
-        for (message, _) in life() {
-            vvu.ask(&message);
+        let mut tunnelled = vvu.script();
+        for (message, fds) in life() {
+            let wanted = ask(&mut direct, &message, &fds);
+            assert_eq!(ask(&mut tunnelled, &message, &fds), wanted, "{message:?}");
         }
-        assert_eq!(vvu.front_end.violations(), [""; 0]);
+        // Rings call through doorbells and are kicked through vectors.
+        let again = life().split_off(5);
+        for (message, fds) in &again[..7] {
+            ask(&mut tunnelled, message, fds);
+        }
+        until("running", || !vvu.device.seen().rings.is_empty());
+        vvu.rig.model.rung();
+        let seen = vvu.device.seen();
+        let ring = &seen.rings[&0];
+        ring.call.ring();
+        assert_eq!(vvu.rig.model.rung(), [0]);
+        let signalled = |fd: &OwnedFd| rustix::io::read(fd, &mut [0; 8]) == Ok(8);
+        assert!(signalled(&again[4].1[0]));
+        rustix::io::write(&again[5].1[0], &1u64.to_ne_bytes()).unwrap();
+        let kicked = ring.kick.fd().unwrap();
+        until("kicked", || rustix::io::read(kicked, &mut [0; 8]) == Ok(8));
+        assert_eq!(vvu.rig.model.violations(), [""; 0]);
+        assert_eq!(vvu.rig.model.status().counters.violations, 0);
     }
-    let vvu = VvuBench::new(Shape::ours());
-    vvu.connect();
-    for (message, fds) in life() {
-        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        script.raw(&message.to_bytes(), &fds);
-        let answer = (message.flags & 8 != 0).then(|| script.message().unwrap());
-        assert_eq!(vvu.ask(&message), answer, "{message:?}");
-    }
-    // Rings call through doorbells and are kicked through vectors.
-    for (message, _) in &life()[6..12] {
-        vvu.ask(message);
-    }
-    until("running", || !vvu.device.seen().rings.is_empty());
-    vvu.front_end.rung();
-    let seen = vvu.device.seen();
-    let ring = &seen.rings[&0];
-    ring.call.ring();
-    assert_eq!(vvu.front_end.rung(), [0]);
-    vvu.front_end.kick(0);
-    let kicked = ring.kick.fd().unwrap();
-    assert_eq!(rustix::io::read(kicked, &mut [0; 8]), Ok(8));
 }
 
 #[test]
 fn a_front_end_may_leave_after_any_message() {
     for shape in [Shape::ours(), Shape::prototype(0x1058), Shape::crosvm()] {
         let bench = VvuBench::new(shape);
-        let steps = life();
-        for stop_at in 0..=steps.len() {
-            for leave in [Fake::disconnect, Fake::need_reset] {
-                bench.connect();
-                for (message, _) in &steps[..stop_at] {
-                    bench.ask(message);
+        for stop_at in 0..=life().len() {
+            for breaks in [false, true] {
+                let mut script = bench.script();
+                for (message, fds) in &life()[..stop_at] {
+                    ask(&mut script, message, fds);
                 }
-                leave(&bench.front_end);
-                bench.front_end.disconnect();
-                until("idle", || bench.is_idle());
+                if breaks {
+                    bench.rig.model.break_down();
+                }
+                drop(script);
+                until("idle", || !bench.rig.is_connected() && bench.is_idle());
                 assert!(bench.device.seen().rings.is_empty());
             }
         }
-        assert_eq!(bench.front_end.violations(), [""; 0]);
+        assert_eq!(bench.rig.model.violations(), [""; 0]);
         bench.session.stop();
-        assert!(bench.front_end.state().2, "left quiet");
+        assert!(bench.rig.is_quiet(), "left quiet");
     }
 }

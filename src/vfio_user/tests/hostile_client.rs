@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use zerocopy::IntoBytes;
 
-use super::super::frames::send;
 use super::super::message::{
     Access, DmaMap, DmaUnmap, ERROR, HEADER_LEN, Header, IrqInfo, NO_REPLY, REPLY, RegionInfo,
     SetIrqs, Version, capabilities, command, read,
 };
 use super::super::*;
 use super::bench::{Bench, LONG, Plain, SocketPath, VECTORS, WINDOW, until};
+use crate::socket::send;
 
 /// A client made of bytes.
 struct Raw(UnixStream);

@@ -11,12 +11,12 @@ use vm_memory::Bytes;
 use zerocopy::IntoBytes;
 
 use super::super::client::Times;
-use super::super::frames::{Frame, Frames, send};
 use super::super::message::{self, ERROR, HEADER_LEN, Header};
 use super::super::*;
 use super::bench::{Bench, LONG, SocketPath};
 use crate::mmio::{ReadWrite, Reg};
 use crate::pci::PciFunction;
+use crate::socket::{Frame, Frames, send};
 
 /// For servers that are slow on purpose. Where one that is not seems so, on a busy machine, the
 /// function is gone a little early, which is no less of a test.
@@ -142,7 +142,7 @@ fn relay(
     which: u32,
     deed: Deed,
 ) -> (u32, After) {
-    let (mut commands, mut replies) = (Frames::new(), Frames::new());
+    let (mut commands, mut replies) = (Frames::new(16), Frames::new(16));
     let mut number = 0;
     let mut mute = false;
     loop {
@@ -359,7 +359,7 @@ fn one_that_never_answers_has_a_deadline() {
     let error = VfioUserFunction::with_times(path.path(), IMPATIENT)
         .err()
         .unwrap();
-    assert!(matches!(error, VfioUserError::Connect { .. }), "{error}");
+    assert!(matches!(error, VfioUserError::Connect(_)), "{error}");
     let text = error.to_string();
     assert!(text.contains("vvu device") && text.contains(path.path().to_str().unwrap()));
 }
@@ -373,7 +373,7 @@ fn slow_server(path: &SocketPath, pause: Duration) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let (client, _) = listener.accept().unwrap();
         let stream = UnixStream::connect(server.path()).unwrap();
-        let (mut commands, mut replies) = (Frames::new(), Frames::new());
+        let (mut commands, mut replies) = (Frames::new(16), Frames::new(16));
         loop {
             let mut fds = [
                 PollFd::new(&client, PollFlags::IN),

@@ -5,7 +5,8 @@
 use std::fs;
 use std::path::Path;
 
-use vvu::device::fake::Shape;
+use vvu::model::Shape;
+use vvu::pci::{ConfigSpace as PciSpace, Structures};
 use vvu::protocol::{
     ConfigSpace, DeviceState, Inflight, Iotlb, LogArea, MemRegion, Reply, Request, VringAddr,
     VringFd, VringState,
@@ -196,14 +197,19 @@ fn messages() -> Seeds {
     requests().into_iter().map(seed).collect()
 }
 
-/// Devices that exist or existed.
+/// Devices that exist or existed, with a window that fits the BARs of the target.
 fn shapes() -> Vec<(&'static str, Shape)> {
-    vec![
+    let small = |(name, shape)| {
+        let window = 1 << 30;
+        (name, Shape { window, ..shape })
+    };
+    let shapes = [
         ("ours", Shape::ours()),
         ("prototype-2019", Shape::prototype(0x1058)),
         ("prototype-2022", Shape::prototype(0x106b)),
         ("crosvm", Shape::crosvm()),
-    ]
+    ];
+    shapes.map(small).into()
 }
 
 fn spaces() -> Seeds {
@@ -214,10 +220,11 @@ fn spaces() -> Seeds {
 fn functions() -> Seeds {
     use config_space::op;
     let seed = |(name, shape): (&str, Shape)| {
-        let registers = shape.modern_bar;
+        let found = Structures::find(&PciSpace::new(shape.config())).unwrap();
+        let (registers, memory) = (found.common.bar, found.memory.bar);
         let mut script = Script::default().bytes(&shape.config());
         for bar in 0..6 {
-            script = script.u8(if bar == shape.memory.0 { 30 } else { 15 });
+            script = script.u8(if bar == memory { 30 } else { 15 });
         }
         script = script.u8(10).u8(0).u8(8);
         // Both halves of the features alike; queues and their size; rings; common configuration is

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         ("stock_idle", stock::stock_idle),
         ("stock_vvu_killed", stock::stock_vvu_killed),
         ("stock_neighbour_killed", stock::stock_neighbour_killed),
+        ("stock_device_killed", stock::stock_device_killed),
         ("host_switch", host::host_switch),
         ("host_switch_killed", host::host_switch_killed),
     ])

@@ -71,7 +71,7 @@ impl Stage {
     }
 
     /// Ends whatever is up.
-    fn end_all(&mut self) {
+    pub(crate) fn end_all(&mut self) {
         (self.trio, self.stock, self.host) = (None, None, None);
     }
 }

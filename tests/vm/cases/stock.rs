@@ -1,10 +1,15 @@
 //! The same switch where no VMM is patched: `vvu device` on the host serves the appliance's
 //! functions over vfio-user.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 
 use crate::appliance;
 use crate::runner::Stage;
+
+/// `vvu` looks at its functions at least once a second.
+const NOTICED: Duration = Duration::from_secs(10);
 
 /// Pings of every size, and streams whose checksums are compared, in both directions.
 pub(crate) fn stock_switch(stage: &mut Stage) -> Result<()> {
@@ -26,4 +31,21 @@ pub(crate) fn stock_vvu_killed(stage: &mut Stage) -> Result<()> {
 /// See `neighbour_killed`. The new VMM finds its memory's file as the old one left it.
 pub(crate) fn stock_neighbour_killed(stage: &mut Stage) -> Result<()> {
     appliance::kill_neighbour(stage.stock()?)
+}
+
+/// What serves a function dies: the appliance lives on and `vvu` says what it lost. The VMM does not
+/// come back to a function that was served anew.
+pub(crate) fn stock_device_killed(stage: &mut Stage) -> Result<()> {
+    let trio = stage.stock()?;
+    trio.functions[0].process.kill()?;
+    trio.vvu
+        .wait_for_text("front-end gone reason=the device does not answer", NOTICED)?;
+    trio.appliance.read("/proc/uptime")?;
+    ensure!(
+        !trio.vvu.has_ended(),
+        "vvu has ended: {}",
+        trio.vvu.printed()
+    );
+    stage.end_all();
+    Ok(())
 }

@@ -22,6 +22,9 @@ const GENERATED: u64 = 200_000;
 /// Length of a small frame without its checksum.
 const SMALL: u16 = 60;
 
+/// Nobody owns this address: frames to it end in the appliance.
+const NOWHERE: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0xff];
+
 /// Patience with one transfer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -29,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Options {
     json: Option<PathBuf>,
     runs: usize,
+    stock: bool,
 }
 
 impl Options {
@@ -36,17 +40,21 @@ impl Options {
         let mut options = Options {
             json: None,
             runs: 5,
+            stock: false,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            let value = words
-                .next()
-                .with_context(|| format!("{word} needs a value"))?;
+            let mut value = || {
+                let value = words.next();
+                value.with_context(|| format!("{word} needs a value"))
+            };
             match word.as_str() {
-                "--json" => options.json = Some(value.into()),
+                "--json" => options.json = Some(value()?.into()),
                 "--runs" => {
-                    options.runs = value.parse().with_context(|| format!("--runs {value}"))?
+                    let runs = value()?;
+                    options.runs = runs.parse().with_context(|| format!("--runs {runs}"))?
                 }
+                "--stock" => options.stock = true,
                 _ => bail!("bench does not know {word}"),
             }
         }
@@ -55,55 +63,80 @@ impl Options {
     }
 }
 
-/// One quantity, measured several times.
-struct Series {
+/// A quantity, and how it is measured once.
+struct Quantity {
     what: &'static str,
     unit: &'static str,
-    values: Vec<f64>,
+    once: fn(&Trio) -> Result<f64>,
 }
+
+/// Quantities by what `vvu` connects neighbour a with: b, or another kind of port.
+const GROUPS: [(Option<&str>, &[Quantity]); 3] = [
+    (
+        None,
+        &[
+            Quantity {
+                what: "TCP, neighbour a to neighbour b",
+                unit: "Mbit/s",
+                once: |trio| stream(&trio.a, &trio.b),
+            },
+            Quantity {
+                what: "TCP, neighbour b to neighbour a",
+                unit: "Mbit/s",
+                once: |trio| stream(&trio.b, &trio.a),
+            },
+            Quantity {
+                what: "ping between neighbours, 56 bytes",
+                unit: "us",
+                once: ping,
+            },
+        ],
+    ),
+    (
+        Some("null:"),
+        &[
+            Quantity {
+                what: "60-byte frames, neighbour to appliance, packet socket",
+                unit: "kpps",
+                once: |trio| Ok(traffic::blast(&trio.a, NOWHERE, SMALL, WINDOW)?.kpps()),
+            },
+            Quantity {
+                what: "60-byte frames, neighbour to appliance, pktgen",
+                unit: "kpps",
+                once: |trio| Ok(traffic::pktgen(&trio.a, NOWHERE, SMALL, GENERATED, 0)?.kpps()),
+            },
+            Quantity {
+                what: "60-byte frames, neighbour to appliance, pktgen with reused buffers",
+                unit: "kpps",
+                once: |trio| Ok(traffic::pktgen(&trio.a, NOWHERE, SMALL, GENERATED, 1000)?.kpps()),
+            },
+        ],
+    ),
+    (
+        Some("gen:size=60"),
+        &[Quantity {
+            what: "60-byte frames, appliance to neighbour",
+            unit: "kpps",
+            once: |trio| Ok(traffic::count(&trio.a, WINDOW)?.kpps()),
+        }],
+    ),
+];
+
+/// A quantity's values in one line-up, sorted.
+struct Series(Vec<f64>);
 
 impl Series {
-    fn measure(
-        what: &'static str,
-        unit: &'static str,
-        runs: usize,
-        mut once: impl FnMut() -> Result<f64>,
-    ) -> Result<Series> {
-        say(what);
-        let mut values = (0..runs)
-            .map(|_| once())
-            .collect::<Result<Vec<f64>>>()
-            .context(what)?;
-        values.sort_by(f64::total_cmp);
-        Ok(Series { what, unit, values })
-    }
-
     fn median(&self) -> f64 {
-        self.values[self.values.len() / 2]
+        self.0[self.0.len() / 2]
     }
 
-    fn least(&self) -> f64 {
-        self.values[0]
-    }
-
-    fn most(&self) -> f64 {
-        self.values[self.values.len() - 1]
-    }
-
-    fn row(&self) -> Vec<String> {
-        let spread = format!("{:.0} to {:.0}", self.least(), self.most());
-        vec![
-            self.what.to_owned(),
-            format!("{:.0}", self.median()),
-            spread,
-            self.unit.to_owned(),
-        ]
-    }
-
-    fn json(&self) -> Value {
-        json!({ "what": self.what, "unit": self.unit, "median": self.median(), "sorted": self.values })
+    fn spread(&self) -> String {
+        format!("{:.0} to {:.0}", self.0[0], self.0[self.0.len() - 1])
     }
 }
+
+/// Line-ups and what they are called.
+type LineUps = Vec<(&'static str, Trio)>;
 
 /// Boots, measures, and prints.
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -113,19 +146,36 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     say(&format!(
         "booting an appliance and two neighbours ({accelerator})"
     ));
-    let mut trio = Trio::boot(lab, 1)?;
-    let mut series = between_neighbours(&trio, options.runs)?;
-    series.extend(with_appliance(&mut trio, options.runs)?);
-    let mut rows = vec![
-        ["what", "median", "spread", "unit"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    rows.extend(series.iter().map(Series::row));
+    let mut trios: LineUps = vec![("patched", Trio::boot(lab, 1)?)];
+    if options.stock {
+        say("booting the same again without a patch");
+        trios.push((
+            "vfio-user",
+            Trio::boot_served(Lab::stock("bench-stock")?, 1)?,
+        ));
+    }
+    let mut rows = vec![head(&trios)];
+    let mut all: Vec<Value> = Vec::new();
+    for (other, quantities) in GROUPS {
+        for (_, trio) in &mut trios {
+            if let Some(other) = other {
+                serve_a(trio, other)?;
+            }
+        }
+        for quantity in quantities {
+            let series = measure(quantity, options.runs, &trios)?;
+            rows.push(row(quantity, &series));
+            for ((line_up, _), series) in trios.iter().zip(&series) {
+                all.push(json!({
+                    "what": quantity.what, "line-up": line_up, "unit": quantity.unit,
+                    "median": series.median(), "sorted": series.0,
+                }));
+            }
+        }
+    }
     println!();
     table::print(&rows);
     if let Some(path) = &options.json {
-        let all: Vec<Value> = series.iter().map(Series::json).collect();
         let text =
             serde_json::to_string_pretty(&json!({ "accelerator": accelerator, "series": all }))?;
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -133,76 +183,69 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn between_neighbours(trio: &Trio, runs: usize) -> Result<Vec<Series>> {
-    let stream =
-        |from: &Guest, to: &Guest| Transfer::start_unchecked(from, to, 256 * MIB)?.finish(PATIENCE);
-    Ok(vec![
-        Series::measure("TCP, neighbour a to neighbour b", "Mbit/s", runs, || {
-            stream(&trio.a, &trio.b)
-        })?,
-        Series::measure("TCP, neighbour b to neighbour a", "Mbit/s", runs, || {
-            stream(&trio.b, &trio.a)
-        })?,
-        Series::measure("ping between neighbours, 56 bytes", "us", runs, || {
-            let report = traffic::ping(&trio.a, &trio.b, 56, 200)?;
-            report
-                .median()
-                .map(|micros| micros as f64)
-                .context("no replies")
-        })?,
-    ])
-}
-
-fn with_appliance(trio: &mut Trio, runs: usize) -> Result<Vec<Series>> {
-    // Nobody owns this address: frames to it end in the appliance.
-    const NOWHERE: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0xff];
-    let a = &trio.a;
-    trio.vvu.stop()?;
-    trio.vvu = serve_a(trio, "null:")?;
-    let mut series = vec![
-        Series::measure(
-            "60-byte frames, neighbour to appliance, packet socket",
-            "kpps",
-            runs,
-            || Ok(traffic::blast(a, NOWHERE, SMALL, WINDOW)?.kpps()),
-        )?,
-        Series::measure(
-            "60-byte frames, neighbour to appliance, pktgen",
-            "kpps",
-            runs,
-            || Ok(traffic::pktgen(a, NOWHERE, SMALL, GENERATED, 0)?.kpps()),
-        )?,
-        Series::measure(
-            "60-byte frames, neighbour to appliance, pktgen with reused buffers",
-            "kpps",
-            runs,
-            || Ok(traffic::pktgen(a, NOWHERE, SMALL, GENERATED, 1000)?.kpps()),
-        )?,
-    ];
-    trio.vvu.stop()?;
-    trio.vvu = serve_a(trio, &format!("gen:size={SMALL}"))?;
-    series.push(Series::measure(
-        "60-byte frames, appliance to neighbour",
-        "kpps",
-        runs,
-        || Ok(traffic::count(a, WINDOW)?.kpps()),
-    )?);
+/// Measures in all line-ups in turn.
+fn measure(quantity: &Quantity, runs: usize, trios: &LineUps) -> Result<Vec<Series>> {
+    say(quantity.what);
+    let mut series: Vec<Series> = trios.iter().map(|_| Series(Vec::new())).collect();
+    for _ in 0..runs {
+        for ((_, trio), series) in trios.iter().zip(&mut series) {
+            series.0.push((quantity.once)(trio).context(quantity.what)?);
+        }
+    }
+    for one in &mut series {
+        one.0.sort_by(f64::total_cmp);
+    }
     Ok(series)
 }
 
-/// Starts `vvu` between neighbour a and another port, and waits until frames flow to it.
-fn serve_a(trio: &Trio, other: &str) -> Result<vvu_tests::Job> {
+fn head(trios: &LineUps) -> Vec<String> {
+    let mut words = vec!["what".to_owned(), "unit".to_owned()];
+    for (line_up, _) in trios {
+        words.extend([(*line_up).to_owned(), "spread".to_owned()]);
+    }
+    if trios.len() > 1 {
+        words.push("ratio".to_owned());
+    }
+    words
+}
+
+fn row(quantity: &Quantity, series: &[Series]) -> Vec<String> {
+    let mut words = vec![quantity.what.to_owned(), quantity.unit.to_owned()];
+    for one in series {
+        words.extend([format!("{:.0}", one.median()), one.spread()]);
+    }
+    if let [one, other] = series {
+        words.push(format!("{:.2}", other.median() / one.median()));
+    }
+    words
+}
+
+fn stream(from: &Guest, to: &Guest) -> Result<f64> {
+    Transfer::start_unchecked(from, to, 256 * MIB)?.finish(PATIENCE)
+}
+
+fn ping(trio: &Trio) -> Result<f64> {
+    let report = traffic::ping(&trio.a, &trio.b, 56, 200)?;
+    let median = report.median().context("no replies")?;
+    Ok(median as f64)
+}
+
+/// Lets `vvu` serve neighbour a and another port from now on, and waits until frames flow.
+fn serve_a(trio: &mut Trio, other: &str) -> Result<()> {
+    trio.vvu.stop()?;
     let function = trio
         .appliance
         .functions()
         .next()
         .context("the appliance has no function")?;
-    let vvu = vvu_tests::start_vvu_with(
-        &trio.appliance,
-        &[format!("vvu:{function}"), other.to_owned()],
-    )?;
+    let ports = [format!("vvu:{function}"), other.to_owned()];
+    trio.vvu = vvu_tests::start_vvu_with(&trio.appliance, &ports)?;
     // The neighbour's VMM tries to reconnect every tenth of a second.
     std::thread::sleep(Duration::from_secs(2));
-    ensure!(!vvu.has_ended(), "vvu has ended: {}", vvu.printed());
-    Ok(vvu)
+    ensure!(
+        !trio.vvu.has_ended(),
+        "vvu has ended: {}",
+        trio.vvu.printed()
+    );
+    Ok(())
 }

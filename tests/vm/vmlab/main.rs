@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! vmlab demo [--verbose]              boot three machines and show them talking
-//! vmlab bench [--json FILE] [--runs N] the same machines, measured
+//! vmlab bench [--json FILE] [--runs N] the same machines, measured;
+//!             [--stock]                in turn with a line-up whose VMMs are not patched
 //! vmlab setup                         install, or name, what a lab needs
 //! ```
 
@@ -18,7 +19,7 @@ use anyhow::{Result, bail};
 use vvu_tests::setup;
 
 const USAGE: &str = "usage: vmlab demo [--verbose]
-       vmlab bench [--json FILE] [--runs N]
+       vmlab bench [--json FILE] [--runs N] [--stock]
        vmlab setup";
 
 fn main() -> ExitCode {

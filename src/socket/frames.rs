@@ -1,13 +1,15 @@
 //! Whole frames on a connected socket: a header that says how much follows it, and the file
-//! descriptors that came with it.
+//! descriptors that came with its first byte.
 //!
 //! Reading never blocks and never takes a byte of the next frame, so that file descriptors stay
-//! with the frame whose header they came with.
+//! with the frame that they came with.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -15,12 +17,12 @@ use rustix::net::{
 };
 use thiserror::Error;
 
-/// File descriptors that may come with a frame.
-pub(super) const MAX_FDS: usize = 16;
+/// File descriptors that may come with a frame at most.
+pub const MAX_FDS: usize = 16;
 
 /// Why there are no more frames to be had.
 #[derive(Debug, Error)]
-pub(super) enum FrameError {
+pub enum FrameError {
     /// The other side closed the connection.
     #[error("the other side closed the connection")]
     Closed,
@@ -34,36 +36,42 @@ pub(super) enum FrameError {
 
 /// A frame with a header of `N` bytes.
 #[derive(Debug)]
-pub(super) struct Frame<const N: usize> {
-    pub(super) header: [u8; N],
-    pub(super) payload: Vec<u8>,
-    pub(super) attached: Vec<OwnedFd>,
+pub struct Frame<const N: usize> {
+    /// The header.
+    pub header: [u8; N],
+    /// What followed it.
+    pub payload: Vec<u8>,
+    /// What came with it.
+    pub attached: Vec<OwnedFd>,
 }
 
 /// The frame that is being read.
 #[derive(Debug)]
-pub(super) struct Frames<const N: usize> {
+pub struct Frames<const N: usize> {
     header: [u8; N],
     /// Once the header is complete.
     payload: Option<Vec<u8>>,
     /// Bytes that are there: of the header, then of the payload.
     have: usize,
     attached: Vec<OwnedFd>,
+    max_fds: usize,
 }
 
 impl<const N: usize> Frames<N> {
-    pub(super) fn new() -> Self {
+    /// Frames that may come with so many file descriptors, up to [`MAX_FDS`].
+    pub fn new(max_fds: usize) -> Self {
         Self {
             header: [0; N],
             payload: None,
             have: 0,
             attached: Vec::new(),
+            max_fds: max_fds.min(MAX_FDS),
         }
     }
 
     /// Reads until a frame is complete or there is nothing to read. `payload_len` judges a header
     /// and says how much follows it.
-    pub(super) fn receive(
+    pub fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
         payload_len: impl Fn(&[u8; N]) -> Result<usize, String>,
@@ -90,7 +98,7 @@ impl<const N: usize> Frames<N> {
 
     /// Reads some bytes of the current part; `false` if there are none now.
     fn read(&mut self, socket: BorrowedFd<'_>) -> Result<bool, FrameError> {
-        let in_header = self.payload.is_none();
+        let begins = self.payload.is_none() && self.have == 0;
         let buffer = match &mut self.payload {
             None => self.header.as_mut_slice(),
             Some(payload) => payload.as_mut_slice(),
@@ -114,14 +122,15 @@ impl<const N: usize> Frames<N> {
                 self.attached.extend(fds);
             }
         }
-        if !in_header && self.attached.len() > before {
+        if !begins && self.attached.len() > before {
             return Err(FrameError::Violation(
-                "file descriptors came with a payload instead of its header".to_owned(),
+                "file descriptors came within a message instead of at its beginning".to_owned(),
             ));
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) || self.attached.len() > MAX_FDS {
+        if received.flags.contains(ReturnFlags::CTRUNC) || self.attached.len() > self.max_fds {
             return Err(FrameError::Violation(format!(
-                "a message came with more than {MAX_FDS} file descriptors"
+                "a message came with more than {} file descriptors",
+                self.max_fds
             )));
         }
         if received.bytes == 0 {
@@ -136,7 +145,7 @@ impl<const N: usize> Frames<N> {
 /// A frame is sent whole or not at all, so that several threads can send at the same time: the
 /// kernel makes one buffer of what is shorter than half the socket's, and frames here are far
 /// shorter. Where it does otherwise, that is an error.
-pub(super) fn send(
+pub fn send(
     socket: BorrowedFd<'_>,
     parts: &[IoSlice<'_>],
     fds: &[BorrowedFd<'_>],
@@ -162,5 +171,20 @@ pub(super) fn send(
             Err(Errno::PIPE | Errno::CONNRESET) => Err(FrameError::Closed),
             Err(errno) => Err(errno.into()),
         };
+    }
+}
+
+/// Waits until a socket is ready for `flags`; `false` if the deadline has passed.
+pub fn wait(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<bool, Errno> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Ok(false);
+    }
+    let timeout = Timespec::try_from(left).unwrap_or_default();
+    let mut fds = [PollFd::from_borrowed_fd(socket, flags)];
+    match poll(&mut fds, Some(&timeout)) {
+        // Not ready at the deadline means one more look.
+        Ok(_) | Err(Errno::INTR) => Ok(true),
+        Err(errno) => Err(errno),
     }
 }

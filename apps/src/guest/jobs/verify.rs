@@ -1,0 +1,639 @@
+//! `verify`: random frames both ways, and where each of them went.
+//!
+//! Two verifiers find each other with Hello, send Data within a window that the other one's
+//! receive ring has room for, so that nobody may drop anything, and tell each other what arrived.
+//! A verifier whose own Hello comes back accounts for its own frames.
+
+use std::time::{Duration, Instant};
+
+use super::account::Ledger;
+use super::{BURST, Outcome, wait};
+use crate::guest::GuestError;
+use crate::guest::args::{MIN_FRAME, Verify};
+use crate::guest::frames::{self, ANYBODY, Header, Kind, Seen};
+use crate::guest::machine::{Machine, Woken};
+use crate::guest::queues::MAX_PIECES;
+use crate::guest::report::{Account, Clock, Details};
+
+/// How often we call before we are heard, and ask when nothing moves.
+const CALLING: Duration = Duration::from_millis(20);
+const ASKING: Duration = Duration::from_millis(200);
+/// How long we answer after all is said: our last word may not have arrived.
+const LINGER: Duration = Duration::from_millis(100);
+/// How long we go on after a signal, so that the other side learns that all was sent.
+const STOPPING: Duration = Duration::from_secs(1);
+/// Receive buffers that are left for everything but data.
+const SPARE: usize = 4;
+/// Random bytes that bodies are cut from.
+const POOL: usize = 1 << 16;
+
+/// What a verifier says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Greeting {
+    /// Whether it wants to hear the same of us.
+    wanted: bool,
+    /// Receive buffers, their length, and the longest frame.
+    buffers: u16,
+    buffer_len: u16,
+    max_frame: u16,
+}
+
+impl Greeting {
+    fn to_value(self) -> u64 {
+        let [a, b] = self.buffers.to_le_bytes();
+        let [c, d] = self.buffer_len.to_le_bytes();
+        let [e, f] = self.max_frame.to_le_bytes();
+        u64::from_le_bytes([self.wanted.into(), 0, a, b, c, d, e, f])
+    }
+
+    fn from_value(value: u64) -> Self {
+        let [wanted, _, a, b, c, d, e, f] = value.to_le_bytes();
+        Self {
+            wanted: wanted != 0,
+            buffers: u16::from_le_bytes([a, b]),
+            buffer_len: u16::from_le_bytes([c, d]),
+            max_frame: u16::from_le_bytes([e, f]),
+        }
+    }
+
+    /// How many frames of `len` bytes may be on their way, with as many answers to those that it
+    /// sends itself.
+    fn window(&self, len: usize) -> u64 {
+        let each = (len + 12).div_ceil(usize::from(self.buffer_len.max(1))) + 1;
+        let room = usize::from(self.buffers).saturating_sub(SPARE);
+        (room / each).max(1) as u64
+    }
+}
+
+/// Who is at the other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Partner {
+    Unknown,
+    /// We are: the back-end sends our frames back.
+    Ourselves,
+    Other {
+        origin: u64,
+        mac: [u8; 6],
+        greeting: Greeting,
+    },
+}
+
+/// One verifier's view of both ways.
+struct Verifier {
+    origin: u64,
+    mac: [u8; 6],
+    epoch: u16,
+    greeting: Greeting,
+    partner: Partner,
+    ledger: Ledger,
+    /// The number of the next frame, and all before which the partner knows.
+    next: u64,
+    acked: u64,
+    bytes_sent: u64,
+    corrupt: u64,
+    foreign: u64,
+    /// On their way to the partner when a connection broke.
+    interrupted: u64,
+    /// What to say, once.
+    say_hello: bool,
+    say_ack: bool,
+    say_verdict: bool,
+    /// Whether we still want to hear the partner's Hello.
+    want_hello: bool,
+    partner_done: bool,
+    verdict: Option<u64>,
+    frame: Vec<u8>,
+}
+
+impl Verifier {
+    fn new(machine: &Machine<'_>) -> Self {
+        let (buffers, buffer_len) = machine.receive_buffers();
+        Self {
+            origin: fastrand::u64(..),
+            mac: machine.mac(),
+            epoch: 0,
+            greeting: Greeting {
+                wanted: true,
+                buffers,
+                buffer_len: u16::try_from(buffer_len).unwrap_or(u16::MAX),
+                max_frame: machine.max_frame() as u16,
+            },
+            partner: Partner::Unknown,
+            ledger: Ledger::default(),
+            next: 0,
+            acked: 0,
+            bytes_sent: 0,
+            corrupt: 0,
+            foreign: 0,
+            interrupted: 0,
+            say_hello: false,
+            say_ack: false,
+            say_verdict: false,
+            want_hello: true,
+            partner_done: false,
+            verdict: None,
+            frame: Vec::new(),
+        }
+    }
+
+    /// Takes note of a frame that arrived.
+    fn see(&mut self, frame: &[u8]) {
+        let Some(seen) = frames::parse(frame) else {
+            self.foreign += 1;
+            return;
+        };
+        if !frames::is_whole(frame, &seen) {
+            self.corrupt += 1;
+            return;
+        }
+        let from = seen.header.origin;
+        match self.partner {
+            Partner::Unknown if seen.header.kind == Kind::Hello => self.meet(&seen),
+            Partner::Ourselves if from == self.origin => self.own(&seen),
+            Partner::Other { origin, .. } if from == origin => self.theirs(&seen),
+            _ => self.foreign += 1,
+        }
+    }
+
+    fn meet(&mut self, seen: &Seen) {
+        if seen.header.origin == self.origin {
+            self.partner = Partner::Ourselves;
+            self.want_hello = false;
+            self.ledger.resync(self.epoch, 0);
+        } else {
+            self.hello(seen);
+        }
+    }
+
+    fn hello(&mut self, seen: &Seen) {
+        let greeting = Greeting::from_value(seen.header.value);
+        self.partner = Partner::Other {
+            origin: seen.header.origin,
+            mac: seen.header.source,
+            greeting,
+        };
+        self.want_hello = false;
+        let news = self.ledger.resync(seen.header.epoch, seen.header.sequence);
+        if news && greeting.wanted {
+            // Its connection broke: what was on its way to it may be lost.
+            self.begin_epoch();
+        }
+        self.say_hello |= greeting.wanted;
+    }
+
+    /// One of our own frames came back.
+    fn own(&mut self, seen: &Seen) {
+        let Header {
+            epoch, sequence, ..
+        } = seen.header;
+        match seen.header.kind {
+            Kind::Data => self.ledger.arrived(epoch, sequence, seen.len),
+            Kind::Sync | Kind::Done if epoch == self.epoch => {
+                self.ledger.upto(sequence);
+                self.partner_done |= seen.header.kind == Kind::Done;
+            }
+            _ => {}
+        }
+        self.acked = self.ledger.expected().min(self.next);
+    }
+
+    /// A frame of the other verifier.
+    fn theirs(&mut self, seen: &Seen) {
+        let header = seen.header;
+        match header.kind {
+            Kind::Hello => self.hello(seen),
+            Kind::Data if header.destination != self.mac => self.foreign += 1,
+            Kind::Data => {
+                self.ledger.arrived(header.epoch, header.sequence, seen.len);
+                self.say_ack = true;
+            }
+            Kind::Ack if header.value <= self.next => self.acked = self.acked.max(header.value),
+            Kind::Sync => {
+                self.ledger.upto(header.sequence);
+                self.say_ack = true;
+            }
+            Kind::Done => {
+                self.ledger.upto(header.sequence);
+                self.partner_done = true;
+                self.say_verdict = true;
+            }
+            Kind::Verdict => self.verdict = Some(header.value),
+            _ => {}
+        }
+    }
+
+    /// What was on its way may be lost or come twice.
+    fn begin_epoch(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.interrupted += self.next - self.acked;
+        self.acked = self.next;
+    }
+
+    /// Our connection broke and is back.
+    fn reconnected(&mut self) {
+        self.begin_epoch();
+        if self.partner == Partner::Ourselves {
+            self.ledger.resync(self.epoch, self.next);
+        } else {
+            self.ledger.broke();
+            self.want_hello = true;
+        }
+    }
+
+    /// What is wrong with the frames that came to us.
+    fn problems(&self) -> u64 {
+        self.ledger.lost() + self.ledger.duplicated + self.ledger.reordered + self.corrupt
+    }
+
+    fn header(&self, kind: Kind, value: u64) -> Header {
+        let destination = match self.partner {
+            Partner::Other { mac, .. } => mac,
+            _ => ANYBODY,
+        };
+        Header {
+            destination,
+            source: self.mac,
+            kind,
+            epoch: self.epoch,
+            origin: self.origin,
+            sequence: self.next,
+            value,
+        }
+    }
+
+    /// Says one thing, if there is room; whether it was said.
+    fn say(
+        &mut self,
+        machine: &mut Machine<'_>,
+        kind: Kind,
+        value: u64,
+    ) -> Result<bool, GuestError> {
+        self.frame.clear();
+        self.frame.resize(MIN_FRAME.into(), 0);
+        let header = self.header(kind, value);
+        frames::finish(&mut self.frame, &header);
+        machine.add(&self.frame, &[])
+    }
+
+    /// Looks at what arrived and says what that asks for. Returns whether anything arrived.
+    fn attend(&mut self, machine: &mut Machine<'_>) -> Result<bool, GuestError> {
+        let count = machine.poll(BURST, usize::MAX, |frame, _| self.see(frame))?;
+        if self.say_hello {
+            let greeting = Greeting {
+                wanted: false,
+                ..self.greeting
+            };
+            self.say_hello = !self.say(machine, Kind::Hello, greeting.to_value())?;
+        }
+        if self.say_ack {
+            self.say_ack = !self.say(machine, Kind::Ack, self.ledger.expected())?;
+        }
+        if self.say_verdict {
+            self.say_verdict = !self.say(machine, Kind::Verdict, self.problems())?;
+        }
+        machine.flush();
+        Ok(count > 0)
+    }
+
+    /// Waits a moment. `false` if a signal says to stop.
+    fn rest(
+        &mut self,
+        machine: &mut Machine<'_>,
+        clock: &mut Clock,
+        until: Instant,
+    ) -> Result<bool, GuestError> {
+        // Frames that were taken are no reason to wake, unless there is no room without them.
+        let room = !machine.has_room()?;
+        match wait(machine, clock, until, room)? {
+            Woken::Stopped => return Ok(false),
+            Woken::Reconnected => self.reconnected(),
+            Woken::Ready | Woken::Late => {}
+        }
+        Ok(true)
+    }
+
+    fn account(&self, seed: u64) -> Account {
+        // Those that would have come back are in the ledger already.
+        let ours = match self.partner {
+            Partner::Ourselves => 0,
+            _ => self.interrupted,
+        };
+        Account {
+            sent: self.next,
+            data_bytes_sent: self.bytes_sent,
+            received: self.ledger.received,
+            data_bytes_received: self.ledger.bytes,
+            lost: self.ledger.lost(),
+            duplicated: self.ledger.duplicated,
+            reordered: self.ledger.reordered,
+            corrupt: self.corrupt,
+            interrupted: ours + self.ledger.interrupted,
+            foreign: self.foreign,
+            missed_by_other_side: self.verdict.unwrap_or(0),
+            loops: self.partner == Partner::Ourselves,
+            seed,
+        }
+    }
+}
+
+/// Frames of random length, content and layout.
+struct Source {
+    rng: fastrand::Rng,
+    pool: Vec<u8>,
+    max: usize,
+    buffer_len: usize,
+}
+
+impl Source {
+    fn new(seed: u64, max: usize, buffer_len: usize) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut pool = vec![0; POOL];
+        rng.fill(&mut pool);
+        Self {
+            rng,
+            pool,
+            max,
+            buffer_len,
+        }
+    }
+
+    /// The next frame's body, in `frame`, and where to cut it.
+    fn fill(&mut self, frame: &mut Vec<u8>) -> Vec<usize> {
+        let rng = &mut self.rng;
+        let min = usize::from(MIN_FRAME);
+        let len = match rng.u8(..4) {
+            0 => rng.usize(min..=self.max.min(128)),
+            // Around the ends of buffers and of what may be sent.
+            1 => {
+                let edges = [self.buffer_len - 12, 2 * self.buffer_len - 12, self.max];
+                let edge = rng.choice(edges).unwrap_or(min);
+                (edge + 2).saturating_sub(rng.usize(..=4))
+            }
+            _ => rng.usize(min..=self.max),
+        };
+        let len = len.clamp(min, self.max);
+        let start = rng.usize(..=POOL - len);
+        frame.clear();
+        frame.extend(self.pool.get(start..start + len).unwrap_or_default());
+        if rng.bool() {
+            return Vec::new();
+        }
+        let count = rng.usize(1..MAX_PIECES - 1);
+        let mut cuts: Vec<_> = (0..count).map(|_| rng.usize(1..len)).collect();
+        cuts.sort_unstable();
+        cuts
+    }
+}
+
+/// Sends and accounts.
+pub(in crate::guest) fn verify(
+    machine: &mut Machine<'_>,
+    clock: &mut Clock,
+    options: &Verify,
+) -> Result<Outcome, GuestError> {
+    let mut this = Verifier::new(machine);
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    let mut failure = None;
+    if meet(&mut this, machine, clock)? {
+        failure = exchange(&mut this, machine, clock, options, seed)?;
+    } else if !machine.stopped() {
+        failure = Some(
+            "nobody is there: neither another verify nor a back-end that sends frames back".into(),
+        );
+    }
+    let account = this.account(seed);
+    if failure.is_none() {
+        failure = judge(&account);
+    }
+    Ok(Outcome {
+        details: Details::Verify(account),
+        failure,
+    })
+}
+
+fn judge(account: &Account) -> Option<String> {
+    let wrong: Vec<_> = [
+        (account.lost, "lost"),
+        (account.duplicated, "duplicated"),
+        (account.reordered, "reordered"),
+        (account.corrupt, "corrupt"),
+        (account.missed_by_other_side, "wrong at the other side"),
+    ]
+    .into_iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, what)| format!("{count} {what}"))
+    .collect();
+    (!wrong.is_empty()).then(|| format!("of {} frames: {}", account.received, wrong.join(", ")))
+}
+
+/// Calls until a partner is found; whether one was.
+fn meet(
+    this: &mut Verifier,
+    machine: &mut Machine<'_>,
+    clock: &mut Clock,
+) -> Result<bool, GuestError> {
+    let end = Instant::now() + machine.timeout();
+    let mut next = Instant::now();
+    while this.partner == Partner::Unknown {
+        let now = Instant::now();
+        if now >= end {
+            return Ok(false);
+        }
+        if now >= next {
+            this.say(machine, Kind::Hello, this.greeting.to_value())?;
+            machine.flush();
+            next = now + CALLING;
+        }
+        if !this.attend(machine)? && !this.rest(machine, clock, next)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What only changes when something gets on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Position {
+    acked: u64,
+    expected: u64,
+    epoch: u16,
+    partner_done: bool,
+    verdict: Option<u64>,
+}
+
+impl Verifier {
+    fn position(&self) -> Position {
+        Position {
+            acked: self.acked,
+            expected: self.ledger.expected(),
+            epoch: self.epoch,
+            partner_done: self.partner_done,
+            verdict: self.verdict,
+        }
+    }
+
+    /// Whether our side is known to have been heard to its end.
+    fn is_heard(&self) -> bool {
+        match self.partner {
+            Partner::Ourselves => self.partner_done,
+            _ => self.verdict.is_some(),
+        }
+    }
+
+    /// Sends data as far as the window and the ring allow; whether any was sent.
+    fn send_data(
+        &mut self,
+        machine: &mut Machine<'_>,
+        source: &mut Source,
+        until: u64,
+    ) -> Result<bool, GuestError> {
+        let mut count = 0;
+        while count < BURST && self.next < until && machine.has_room()? {
+            let cuts = source.fill(&mut self.frame);
+            let header = self.header(Kind::Data, 0);
+            frames::finish(&mut self.frame, &header);
+            if !machine.add(&self.frame, &cuts)? {
+                break;
+            }
+            self.next += 1;
+            self.bytes_sent += self.frame.len() as u64;
+            count += 1;
+        }
+        machine.flush();
+        Ok(count > 0)
+    }
+
+    /// Says once more what was not answered.
+    fn ask(&mut self, machine: &mut Machine<'_>, all_sent: bool) -> Result<(), GuestError> {
+        if self.want_hello {
+            self.say(machine, Kind::Hello, self.greeting.to_value())?;
+        }
+        if all_sent && !self.is_heard() {
+            self.say(machine, Kind::Done, 0)?;
+        } else if self.next > self.acked {
+            self.say(machine, Kind::Sync, 0)?;
+        }
+        machine.flush();
+        Ok(())
+    }
+}
+
+/// Sends until it is time, then until all is accounted for. Returns what went wrong, if that was
+/// the end of it.
+fn exchange(
+    this: &mut Verifier,
+    machine: &mut Machine<'_>,
+    clock: &mut Clock,
+    options: &Verify,
+    seed: u64,
+) -> Result<Option<String>, GuestError> {
+    let theirs = match this.partner {
+        Partner::Other { greeting, .. } => greeting,
+        _ => this.greeting,
+    };
+    let ours = this.greeting.max_frame.min(theirs.max_frame);
+    let max = usize::from(
+        options
+            .max_size
+            .map_or(ours, |max| ours.min(max))
+            .max(MIN_FRAME),
+    );
+    let window = theirs.window(max).min(this.greeting.window(max));
+    let mut source = Source::new(seed, max, theirs.buffer_len.max(64).into());
+    let count = options.count.unwrap_or(u64::MAX);
+    let end = Instant::now() + Duration::from_secs(options.seconds);
+
+    let mut position = this.position();
+    let (mut moved, mut asked) = (Instant::now(), Instant::now());
+    let mut all_sent = false;
+    let mut heard: Option<Instant> = None;
+    loop {
+        let mut busy = this.attend(machine)?;
+        let now = Instant::now();
+        if !all_sent && (now >= end || this.next >= count || machine.stopped()) {
+            all_sent = true;
+            this.ask(machine, all_sent)?;
+            asked = now;
+        }
+        if !all_sent {
+            let until = count.min(this.acked + window);
+            busy |= this.send_data(machine, &mut source, until)?;
+        }
+        if this.position() != position {
+            position = this.position();
+            moved = now;
+        }
+        let patience = match machine.stopped() {
+            true => machine.timeout().min(STOPPING),
+            false => machine.timeout(),
+        };
+        if all_sent && this.is_heard() && this.partner_done {
+            let since = *heard.get_or_insert(now);
+            if this.partner == Partner::Ourselves || now - since >= LINGER {
+                return Ok(None);
+            }
+        } else if now - moved >= patience {
+            return Ok((!machine.stopped()).then(|| silence(this, patience)));
+        }
+        if now - moved.max(asked) >= ASKING {
+            this.ask(machine, all_sent)?;
+            asked = now;
+        }
+        if !busy && !this.rest(machine, clock, now + ASKING.min(LINGER))? {
+            // A signal says to stop, and that is being done.
+            std::thread::sleep(Duration::from_millis(1));
+        } else if busy {
+            clock.tick(machine);
+        }
+    }
+}
+
+fn silence(this: &Verifier, patience: Duration) -> String {
+    let missing = match (this.is_heard(), this.partner_done) {
+        (false, _) => format!("{} frames are not acknowledged", this.next - this.acked),
+        (true, _) => "it has not said that it is done".to_owned(),
+    };
+    format!("nothing got on for {patience:?}: the other side is silent, {missing}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greetings_survive_a_round_trip() {
+        let greeting = Greeting {
+            wanted: true,
+            buffers: 256,
+            buffer_len: 2048,
+            max_frame: 9014,
+        };
+        assert_eq!(Greeting::from_value(greeting.to_value()), greeting);
+        // One buffer for a frame and one for an answer, or five and one.
+        assert_eq!(greeting.window(1514), 126);
+        assert_eq!(greeting.window(9014), 42);
+        let nonsense = Greeting::from_value(0);
+        assert_eq!(nonsense.window(9014), 1);
+    }
+
+    #[test]
+    fn bodies_have_all_lengths_and_layouts() {
+        let mut source = Source::new(7, 9014, 2048);
+        let mut frame = Vec::new();
+        let (mut shortest, mut longest, mut most) = (usize::MAX, 0, 0);
+        for _ in 0..10_000 {
+            let cuts = source.fill(&mut frame);
+            assert!((60..=9014).contains(&frame.len()));
+            assert!(cuts.is_sorted() && cuts.len() < MAX_PIECES - 1);
+            assert!(cuts.iter().all(|cut| (1..frame.len()).contains(cut)));
+            shortest = shortest.min(frame.len());
+            longest = longest.max(frame.len());
+            most = most.max(cuts.len());
+        }
+        assert_eq!((shortest, longest, most), (60, 9014, MAX_PIECES - 2));
+        // The smallest range of all.
+        let mut source = Source::new(7, 60, 65535);
+        source.fill(&mut frame);
+        assert_eq!(frame.len(), 60);
+    }
+}

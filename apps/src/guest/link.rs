@@ -1,0 +1,245 @@
+//! One connection to a back-end: the vhost-user messages of a virtio-net device's VMM.
+
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{RecvTimeoutError, Sender as Alarm, channel};
+use std::time::Duration;
+
+use rustix::net::RecvFlags;
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VringConfigData};
+use vvu::protocol::Features;
+
+use super::error::{Fault, GuestError, io};
+use super::memory::Memory;
+use super::queues::Queue;
+
+/// A receive and a transmit ring.
+const RINGS: u64 = 2;
+
+/// What a guest accepts if it is offered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) features: u64,
+    /// None of them is accepted if this is not offered.
+    pub(super) needed: u64,
+    pub(super) protocol_features: bool,
+}
+
+/// What the device's configuration space says (VIRTIO 1.2, 5.1.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NetSpace {
+    pub(super) mac: [u8; 6],
+    pub(super) mtu: u16,
+}
+
+/// A connection whose features are negotiated.
+pub(super) struct Link {
+    frontend: Frontend,
+    /// The same socket, for what the `vhost` crate has no word for.
+    stream: UnixStream,
+    timeout: Duration,
+    /// Without vhost-user's own bit.
+    pub(super) features: u64,
+    /// Whether rings must be enabled.
+    enables: bool,
+    protocol: VhostUserProtocolFeatures,
+}
+
+/// Hangs up if it is not dropped in time: the `vhost` crate waits for answers for ever.
+struct Watchdog {
+    _alarm: Alarm<()>,
+}
+
+impl Watchdog {
+    fn new(stream: &UnixStream, timeout: Duration) -> std::io::Result<Self> {
+        let stream = stream.try_clone()?;
+        let (alarm, dropped) = channel();
+        std::thread::Builder::new()
+            .name("watchdog".into())
+            .spawn(move || {
+                if dropped.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
+                    let _ = stream.shutdown(Shutdown::Both);
+                }
+            })?;
+        Ok(Self { _alarm: alarm })
+    }
+}
+
+impl Link {
+    /// Negotiates over a connected socket.
+    pub(super) fn open(
+        socket: OwnedFd,
+        wanted: Wanted,
+        timeout: Duration,
+    ) -> Result<Self, GuestError> {
+        let stream = UnixStream::from(socket);
+        stream
+            .set_nonblocking(false)
+            .map_err(io("use the socket"))?;
+        let other = stream.try_clone().map_err(io("use the socket"))?;
+        let mut link = Self {
+            frontend: Frontend::from_stream(other, RINGS),
+            stream,
+            timeout,
+            features: 0,
+            enables: false,
+            protocol: VhostUserProtocolFeatures::empty(),
+        };
+        let _watchdog = link.watchdog()?;
+        link.negotiate(wanted)?;
+        Ok(link)
+    }
+
+    fn watchdog(&self) -> Result<Watchdog, GuestError> {
+        Watchdog::new(&self.stream, self.timeout).map_err(io("start a thread"))
+    }
+
+    fn negotiate(&mut self, wanted: Wanted) -> Result<(), GuestError> {
+        let failed = |what| move |error| GuestError::message(what, error);
+        let frontend = &mut self.frontend;
+        let offered = frontend.get_features().map_err(failed("GET_FEATURES"))?;
+        let bit30 = Features::PROTOCOL_FEATURES.bits();
+        if wanted.needed & !offered != 0 {
+            return Err(GuestError::Features {
+                offered,
+                missing: "VERSION_1 (or --no-version-1)",
+            });
+        }
+        self.features = wanted.features & offered;
+        self.enables = wanted.protocol_features && offered & bit30 != 0;
+        if self.enables {
+            let offered = frontend.get_protocol_features();
+            let offered = offered.map_err(failed("GET_PROTOCOL_FEATURES"))?;
+            self.protocol = offered
+                & (VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG);
+            let set = frontend.set_protocol_features(self.protocol);
+            set.map_err(failed("SET_PROTOCOL_FEATURES"))?;
+            if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+                frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+            }
+        }
+        frontend.set_owner().map_err(failed("SET_OWNER"))?;
+        let vhost_user = if self.enables { bit30 } else { 0 };
+        let set = frontend.set_features(self.features | vhost_user);
+        set.map_err(failed("SET_FEATURES"))
+    }
+
+    /// The device's configuration space, if the back-end has one to show.
+    pub(super) fn space(&mut self) -> Result<Option<NetSpace>, GuestError> {
+        const LEN: u32 = 12;
+        if !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            return Ok(None);
+        }
+        let _watchdog = self.watchdog()?;
+        let nothing = [0; LEN as usize];
+        let flags = VhostUserConfigFlags::empty();
+        let space = self.frontend.get_config(0, LEN, flags, &nothing);
+        let (_, space) = space.map_err(|error| GuestError::message("GET_CONFIG", error))?;
+        Ok(match *space.as_slice() {
+            [a, b, c, d, e, f, _, _, _, _, low, high] => Some(NetSpace {
+                mac: [a, b, c, d, e, f],
+                mtu: u16::from_le_bytes([low, high]),
+            }),
+            _ => None,
+        })
+    }
+
+    /// Hands over memory and rings, which go on where they are, and starts them.
+    pub(super) fn start(
+        &mut self,
+        memory: &Memory,
+        queues: [&mut Queue; RINGS as usize],
+    ) -> Result<(), GuestError> {
+        let _watchdog = self.watchdog()?;
+        let failed = |what| move |error| GuestError::message(what, error);
+        let frontend = &mut self.frontend;
+        let set = frontend.set_mem_table(&memory.table());
+        set.map_err(failed("SET_MEM_TABLE"))?;
+        for (index, queue) in (0..).zip(&queues) {
+            let ring = &queue.ring;
+            let base = ring.returned().map_err(|error| queue.fault(error))?;
+            let at = ring.addresses();
+            let user = |addr| memory.user(addr).ok_or(GuestError::NoMemory);
+            let place = VringConfigData {
+                queue_max_size: ring.size(),
+                queue_size: ring.size(),
+                flags: 0,
+                desc_table_addr: user(at.desc)?,
+                used_ring_addr: user(at.device)?,
+                avail_ring_addr: user(at.driver)?,
+                log_addr: None,
+            };
+            let set = frontend.set_vring_num(index, ring.size());
+            set.map_err(failed("SET_VRING_NUM"))?;
+            let set = frontend.set_vring_base(index, base);
+            set.map_err(failed("SET_VRING_BASE"))?;
+            let set = frontend.set_vring_addr(index, &place);
+            set.map_err(failed("SET_VRING_ADDR"))?;
+            let set = frontend.set_vring_err(index, &queue.err);
+            set.map_err(failed("SET_VRING_ERR"))?;
+            let set = frontend.set_vring_call(index, &queue.call);
+            set.map_err(failed("SET_VRING_CALL"))?;
+            let set = frontend.set_vring_kick(index, &queue.kick);
+            set.map_err(failed("SET_VRING_KICK"))?;
+        }
+        for (index, queue) in (0..).zip(queues) {
+            if self.enables {
+                let set = frontend.set_vring_enable(index, true);
+                set.map_err(failed("SET_VRING_ENABLE"))?;
+            }
+            // There may be something in the ring that a predecessor was kicked for.
+            queue.ring.disable_calls();
+            queue.notify();
+        }
+        Ok(())
+    }
+
+    /// Stops the rings, as at the end of a VM: from then on the back-end uses none of the memory.
+    pub(super) fn stop(mut self, queues: [&Queue; RINGS as usize]) -> Result<(), GuestError> {
+        let _watchdog = self.watchdog()?;
+        for (index, queue) in (0..).zip(queues) {
+            if self.enables {
+                let set = self.frontend.set_vring_enable(index, false);
+                set.map_err(|error| GuestError::message("SET_VRING_ENABLE", error))?;
+            }
+            let found = self.frontend.get_vring_base(index);
+            let found = found.map_err(|error| GuestError::message("GET_VRING_BASE", error))?;
+            let (low, high) = queue.bounds()?;
+            let span = high.wrapping_sub(low);
+            if !u16::try_from(found).is_ok_and(|at| at.wrapping_sub(low) <= span) {
+                return Err(GuestError::Broken(Fault::Base {
+                    ring: queue.name,
+                    found,
+                    low,
+                    high,
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// The socket once more, for those who have more to say than is decent.
+    pub(super) fn stream(&self) -> Result<UnixStream, GuestError> {
+        self.stream.try_clone().map_err(io("use the socket"))
+    }
+
+    /// What becomes readable when the back-end hangs up.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Whether the back-end hung up. It has nothing to say without being asked; should it speak,
+    /// the connection is no good any more.
+    pub(super) fn is_over(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        !matches!(
+            rustix::net::recv(&self.stream, &mut [0u8; 1][..], flags),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)
+        )
+    }
+}

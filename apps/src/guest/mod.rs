@@ -1,0 +1,146 @@
+//! `vvu guest`: a reference vhost-user-net front-end, for any back-end.
+//!
+//! What a VMM and its guest's driver do together, in one program and without a VM: memory of its
+//! own in a file, the handshake (with the messages of rust-vmm's `vhost` crate), virtio rings, and
+//! jobs that use them. Nothing of the back-ends in this repository is known here, and no back-end
+//! is trusted: what it writes into rings is checked, and what it does wrong is said.
+//!
+//! `memory` is what is shared, `queues` the driver of the two rings, `link` one connection,
+//! `machine` all of that as jobs see it, over reconnects. `frames` is what the jobs send each
+//! other.
+
+mod abuse;
+pub(crate) mod args;
+mod error;
+mod frames;
+mod histogram;
+mod jobs;
+mod link;
+mod machine;
+mod memory;
+mod queues;
+pub(crate) mod report;
+
+use std::process::ExitCode;
+
+use args::{Guest, Job, Options, Socket};
+use error::GuestError;
+use jobs::Outcome;
+use machine::Machine;
+use report::{Clock, Details, Line, Report};
+
+use crate::signals::Shutdown;
+
+/// Something was lost, changed, or not as the rules have it.
+const FAILED: u8 = 1;
+/// There is no back-end, or none that can be used.
+const NO_BACK_END: u8 = 3;
+
+/// Runs a job.
+pub(crate) fn run(guest: &Guest) -> anyhow::Result<ExitCode> {
+    if let Job::Abuse(abuse) = &guest.job
+        && abuse.list
+    {
+        abuse::list();
+        return Ok(ExitCode::SUCCESS);
+    }
+    let options = &guest.options;
+    let Some(socket) = &options.socket else {
+        missing_socket();
+    };
+    let shutdown = Shutdown::new()?;
+    let mut report = Report {
+        job: name(&guest.job).to_owned(),
+        ..Report::default()
+    };
+    let result = match &guest.job {
+        Job::Abuse(abuse) => abuse::run(socket, options, abuse, &shutdown, &mut report),
+        job => work(job, socket, options, &shutdown, &mut report),
+    };
+    let code = match result {
+        Ok(None) => 0,
+        Ok(Some(reason)) => {
+            report.reason = Some(reason);
+            FAILED
+        }
+        Err(error) => {
+            let code = if error.is_verdict() {
+                FAILED
+            } else {
+                NO_BACK_END
+            };
+            report.reason = Some(error.to_string());
+            code
+        }
+    };
+    report.ok = code == 0;
+    report.cpu_seconds = report::cpu_seconds();
+    tell(report, options.json);
+    Ok(ExitCode::from(code))
+}
+
+fn name(job: &Job) -> &'static str {
+    match job {
+        Job::Ping(_) => "ping",
+        Job::Blast(_) => "blast",
+        Job::Sink(_) => "sink",
+        Job::Verify(_) => "verify",
+        Job::Abuse(_) => "abuse",
+    }
+}
+
+/// Options that may stand anywhere cannot be required; say it as if they could.
+fn missing_socket() -> ! {
+    use clap::CommandFactory;
+    let kind = clap::error::ErrorKind::MissingRequiredArgument;
+    let text = "--socket PATH is missing: where does the back-end listen?";
+    crate::args::Args::command().error(kind, text).exit()
+}
+
+fn tell(report: Report, json: bool) {
+    if !json {
+        if report.connections > 0 {
+            println!("{report}");
+        }
+        if let Some(reason) = &report.reason {
+            eprintln!("vvu: {}: {reason}", report.job);
+        }
+        return;
+    }
+    Line::Report(report.into()).print();
+}
+
+/// Starts a machine, lets it do a job, and stops it. Returns what was wrong with the result.
+fn work(
+    job: &Job,
+    socket: &Socket,
+    options: &Options,
+    shutdown: &Shutdown,
+    report: &mut Report,
+) -> Result<Option<String>, GuestError> {
+    let mut endpoint = machine::endpoint(socket)?;
+    let mut machine = Machine::start(socket, &mut endpoint, options, shutdown)?;
+    let mut clock = Clock::new(options.progress, options.json);
+    let outcome = match job {
+        Job::Ping(ping) => jobs::ping(&mut machine, &mut clock, ping),
+        Job::Blast(blast) => jobs::blast(&mut machine, &mut clock, blast),
+        Job::Sink(sink) => jobs::sink(&mut machine, &mut clock, sink),
+        Job::Verify(verify) => jobs::verify(&mut machine, &mut clock, verify),
+        Job::Abuse(_) => Ok(Outcome {
+            details: Details::None,
+            failure: None,
+        }),
+    };
+    report.connections = machine.connections();
+    report.features = format!("{:#x}", machine.features());
+    report.mac = mac(machine.mac());
+    report.total = clock.total(machine.sent(), machine.received());
+    let Outcome { details, failure } = outcome?;
+    report.details = details;
+    machine.stop()?;
+    Ok(failure)
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
