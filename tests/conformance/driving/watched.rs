@@ -12,11 +12,14 @@ use vvu::pci::{CONFIG_LEN, DmaMemory, Location, PciError, PciFunction};
 use crate::driver::common;
 use crate::front_end::eventfd;
 
+/// A change of configuration space.
+type ConfigChange = Arc<dyn Fn(&mut Vec<u8>) + Send + Sync>;
+
 /// What is different from the function that is watched.
 #[derive(Clone, Default)]
 pub(crate) struct Change {
     /// Its configuration space.
-    pub(crate) config: Option<Arc<dyn Fn(&mut Vec<u8>) + Send + Sync>>,
+    pub(crate) config: Option<ConfigChange>,
     /// A vector whose interrupts get lost.
     pub(crate) silent: Option<u16>,
     /// It has no more vectors than this.
