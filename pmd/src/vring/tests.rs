@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vvu::mmio::{RegisterAccess, Window};
 
 use super::*;
 use crate::mock::{Buffer, MockGuest, MockQueue, Random, signals};
@@ -189,6 +192,43 @@ fn calls_by_flag() {
     // Nothing used, nothing to tell.
     b.ring.finish();
     assert_eq!(signals(&b.called), 0);
+}
+
+#[test]
+fn a_driver_that_polls_costs_no_doorbells() {
+    #[derive(Debug, Default)]
+    struct Rung(AtomicU32);
+    impl RegisterAccess for Rung {
+        fn read(&self, _offset: u64, _data: &mut [u8]) {}
+        fn write(&self, _offset: u64, _data: &[u8]) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    for features in [ALL, PLAIN] {
+        let mut b = bench(8, features, 0);
+        let rung = Arc::new(Rung::default());
+        let window = Window::trapped(rung.clone(), 0, 4);
+        let doorbell = Call::Doorbell(window.register(0).unwrap(), 0);
+        drop(b.ring.set_call(doorbell));
+        assert_eq!(
+            rung.0.swap(0, Ordering::Relaxed),
+            1,
+            "the old one may be lost"
+        );
+        b.driver.set_no_interrupt(true);
+        for number in 0..20 {
+            // Behind everything that will be used.
+            b.driver
+                .set_used_event(b.driver.used_index().wrapping_sub(1));
+            b.driver.add(&[readable(START + 0x8000, 1)]).unwrap();
+            b.driver.publish();
+            serve(&mut b.ring);
+            b.driver.used().unwrap();
+            // The first decision by event index is always in favour.
+            let most = u32::from(number == 0 && features == ALL);
+            assert!(rung.0.swap(0, Ordering::Relaxed) <= most);
+        }
+    }
 }
 
 #[test]

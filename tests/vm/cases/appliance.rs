@@ -96,10 +96,11 @@ pub(crate) fn two_queue_pairs(stage: &mut Stage) -> Result<()> {
 
 /// Without traffic `vvu` sleeps, and the first packet wakes it.
 pub(crate) fn idle_and_wake(stage: &mut Stage) -> Result<()> {
-    idle(stage.trio()?)
+    idle(stage.trio()?, 2.0)
 }
 
-pub(crate) fn idle(trio: &Trio) -> Result<()> {
+/// With `limit` percent of a processor.
+pub(crate) fn idle(trio: &Trio, limit: f64) -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     let task = Task::Cpu {
         pid: trio.vvu.pid()?,
@@ -107,7 +108,7 @@ pub(crate) fn idle(trio: &Trio) -> Result<()> {
     };
     let usage: CpuReport = trio.appliance.task(task, RESUME * 4)?;
     ensure!(
-        usage.percent() < 2.0,
+        usage.percent() < limit,
         "idle, vvu takes {:.1} % of a processor",
         usage.percent()
     );

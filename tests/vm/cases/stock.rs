@@ -18,9 +18,10 @@ pub(crate) fn stock_switch(stage: &mut Stage) -> Result<()> {
     appliance::stream_both_ways(trio)
 }
 
-/// See `idle_and_wake`.
+/// See `idle_and_wake`. Once a second `vvu` looks whether its functions are still there, and each
+/// of those registers is read by way of another process.
 pub(crate) fn stock_idle(stage: &mut Stage) -> Result<()> {
-    appliance::idle(stage.stock()?)
+    appliance::idle(stage.stock()?, 6.0)
 }
 
 /// See `vvu_killed`.
