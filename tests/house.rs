@@ -223,3 +223,101 @@ fn every_request_is_documented() {
         assert!(text.contains(&row), "docs/protocol.md has no row {row:?}");
     }
 }
+
+/// A row of the tables of conformance: numbers of statements, names of tests, results.
+struct Conformance {
+    numbers: Vec<u32>,
+    tests: Vec<String>,
+    results: Vec<String>,
+}
+
+fn conformance_rows() -> Vec<Conformance> {
+    let text = read(&root().join("docs/device.md"));
+    let (_, tables) = text.split_once("\n## Conformance\n").unwrap();
+    let rows = tables.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ");
+        let numbers: Result<_, _> = cells.next()?.split(", ").map(str::parse).collect();
+        let tests = cells.nth(1)?.split('`').skip(1).step_by(2);
+        Some(Conformance {
+            numbers: numbers.ok()?,
+            tests: tests.map(str::to_owned).collect(),
+            results: cells.map(str::to_owned).collect(),
+        })
+    });
+    rows.collect()
+}
+
+/// Names of all functions in the programs of these folders.
+fn functions(folders: &[&str]) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for path in folders.iter().flat_map(|folder| files(folder, ".rs")) {
+        let text = read(&path);
+        for (at, _) in text.match_indices("fn ") {
+            let rest = &text[at + 3..];
+            let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_');
+            names.extend(name.take(1).map(str::to_owned));
+        }
+    }
+    names
+}
+
+/// The number in the name of a conformance test.
+fn statement(name: &str) -> Option<u32> {
+    let (number, _) = name.strip_prefix('c')?.split_once('_')?;
+    (number.len() == 2).then(|| number.parse().ok())?
+}
+
+#[test]
+fn conformance_is_what_the_tables_say() {
+    let rows = conformance_rows();
+    let numbers: BTreeSet<u32> = rows.iter().flat_map(|row| row.numbers.clone()).collect();
+    assert_eq!(numbers, (1..=34).collect(), "a row for each statement");
+
+    let known = functions(&["src", "tests"]);
+    let cases = functions(&["tests/conformance"]);
+    let cases: BTreeSet<_> = cases
+        .into_iter()
+        .filter(|name| statement(name).is_some())
+        .collect();
+    let tables = read(&root().join("tests/conformance/device/mod.rs"));
+    let (_, machines) = tables.split_once("MACHINE_CASES").unwrap();
+    let machines: BTreeSet<_> = machines
+        .split_whitespace()
+        .map(|word| word.trim_end_matches(';'))
+        .collect();
+    let mut listed = BTreeSet::new();
+    for Conformance {
+        numbers,
+        tests,
+        results,
+    } in &rows
+    {
+        assert!(!tests.is_empty(), "{numbers:?} has no test");
+        for test in tests {
+            assert!(known.contains(test), "{numbers:?}: there is no test {test}");
+            if let Some(number) = statement(test) {
+                assert!(
+                    numbers.contains(&number),
+                    "{test} is in the row of {numbers:?}"
+                );
+                listed.insert(test.clone());
+            }
+        }
+        // The driver's cases run in four dialects, the device's on three devices, and what needs
+        // a machine on the first of them.
+        let everywhere = tests
+            .iter()
+            .all(|test| cases.contains(test) && !machines.contains(test.as_str()));
+        let there = if everywhere { results.len() } else { 1 };
+        let expected: Vec<_> = (0..results.len())
+            .map(|at| if at < there { "ok" } else { "-" })
+            .collect();
+        assert_eq!(results, &expected, "{numbers:?}");
+        let driver = numbers.iter().all(|number| *number <= 16) && !tests[0].contains("placement");
+        assert_eq!(results.len(), if driver { 4 } else { 3 }, "{numbers:?}");
+    }
+    assert_eq!(
+        cases, listed,
+        "left: tests/conformance, right: docs/device.md"
+    );
+}

@@ -376,6 +376,7 @@ impl Driver {
     /// Stores to the memory window.
     pub(crate) fn store(&self, offset: u64, value: u32) {
         write(&self.window, offset, value);
+        self.flush();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::Bytes;
 use vvu::memory::Area;
@@ -12,11 +12,14 @@ use vvu::pci::{CONFIG_LEN, DmaMemory, Location, PciError, PciFunction};
 use crate::driver::common;
 use crate::front_end::eventfd;
 
+/// A change of configuration space.
+type ConfigChange = Arc<dyn Fn(&mut Vec<u8>) + Send + Sync>;
+
 /// What is different from the function that is watched.
 #[derive(Clone, Default)]
 pub(crate) struct Change {
     /// Its configuration space.
-    pub(crate) config: Option<Arc<dyn Fn(&mut Vec<u8>) + Send + Sync>>,
+    pub(crate) config: Option<ConfigChange>,
     /// A vector whose interrupts get lost.
     pub(crate) silent: Option<u16>,
     /// It has no more vectors than this.
@@ -163,7 +166,8 @@ impl fmt::Debug for Watch {
 
 impl Watch {
     fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap()
+        // A case that has failed in a hook still has a driver to be dropped.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The driver's stores so far, in order.
@@ -200,7 +204,9 @@ impl Watch {
             memory,
             hook,
         } = &mut *seen;
-        if let Some(hook) = hook {
+        if let Some(hook) = hook
+            && !std::thread::panicking()
+        {
             hook(&View { stores, memory }, store.as_ref());
         }
         stores.extend(store);

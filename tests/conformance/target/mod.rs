@@ -1,5 +1,6 @@
 //! Where the device under test comes from.
 
+mod function;
 mod model;
 mod qemu;
 mod qtest;
