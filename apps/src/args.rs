@@ -1,7 +1,9 @@
 //! What the command line can say.
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use vvu::pci::Address;
 
 use crate::guest::args::Guest;
@@ -61,6 +63,13 @@ pub(crate) enum Command {
     /// neighbour's VMM. Runs until SIGINT or SIGTERM; either side may come and go.
     #[command(after_long_help = crate::device::EXAMPLES)]
     Device(crate::device::DeviceArgs),
+
+    /// See it work: two guests, two VVU devices in software, and a switch between them
+    ///
+    /// Everything that an appliance VM does, in one process tree on this machine: no root, no
+    /// hugepages, no KVM and no QEMU. Ends by itself; the exit code is 0 if every frame is
+    /// accounted for.
+    Demo(crate::demo::Demo),
 
     /// Be the other side: a virtual machine's network card, without the virtual machine
     ///
@@ -174,20 +183,23 @@ fn parse_cpus(text: &str) -> Result<Cpus, String> {
     Ok(Cpus(cpus))
 }
 
-/// Log to standard error. `RUST_LOG` overrides the options.
+/// Log to standard error. `RUST_LOG` overrides the options, as in `info,vvu::session=trace`.
 pub(crate) fn init_log(verbose: u8, quiet: bool) {
     let level = match (quiet, verbose) {
-        (true, _) => "warn",
-        (false, 0) => "info",
-        (false, 1) => "debug",
-        (false, _) => "trace",
+        (true, _) => LevelFilter::WARN,
+        (false, 0) => LevelFilter::INFO,
+        (false, 1) => LevelFilter::DEBUG,
+        (false, _) => LevelFilter::TRACE,
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let wanted = std::env::var("RUST_LOG").ok();
+    let wanted = wanted.and_then(|text| text.parse::<Targets>().ok());
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
+        .with_target(false);
+    tracing_subscriber::registry()
+        .with(wanted.unwrap_or_else(|| Targets::new().with_default(level)))
+        .with(layer)
         .init();
 }
 

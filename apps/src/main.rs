@@ -1,12 +1,14 @@
 //! The `vvu` program: parse arguments, wire rooms together, run.
 
 mod args;
+mod demo;
 mod device;
 mod guest;
 mod net;
 mod pci;
 mod port;
 mod signals;
+mod wiring;
 
 use std::process::ExitCode;
 
@@ -16,7 +18,9 @@ use args::{Args, Command};
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    args::init_log(args.verbose, args.quiet);
+    // The demo talks to people; what every session does is for those who ask.
+    let quiet = args.quiet || matches!(args.command, Command::Demo(_)) && args.verbose == 0;
+    args::init_log(args.verbose, quiet);
     let result = match args.command {
         Command::List => pci::list(),
         Command::Info { address } => pci::info(&address),
@@ -24,6 +28,7 @@ fn main() -> ExitCode {
         Command::Unbind(change) => pci::unbind(&change),
         Command::Net(net) => net::run(&net),
         Command::Device(args) => device::run(&args),
+        Command::Demo(demo) => return finish(demo::run(&demo)),
         Command::Guest(guest) => return finish(guest::run(&guest)),
     };
     finish(result.map(|()| ExitCode::SUCCESS))

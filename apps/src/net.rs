@@ -4,19 +4,19 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vvu::session::Session;
 use vvu::transport::Transport;
 use vvu::transport::tracer::Tracer;
 use vvu::transport::unix::UnixTransport;
 use vvu::transport::vvu::VvuTransport;
 use vvu::vfio_user::VfioUserFunction;
-use vvu_pmd::backend::{Config, GenConfig, PortKind, Workers};
+use vvu_pmd::backend::{GenConfig, PortKind};
 use vvu_pmd::net::NetConfig;
 
 use crate::args::Net;
 use crate::pci;
 use crate::port::{Device, Kind, Mac, PortSpec};
 use crate::signals::Shutdown;
+use crate::wiring::{Wiring, first_cpu};
 
 /// What the program says once every port can be used; scripts wait for it.
 const READY: &str = "ready";
@@ -25,12 +25,10 @@ const READY: &str = "ready";
 pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
     check_names(&net.ports)?;
     let shutdown = Shutdown::new()?;
-    let workers = start_workers(net)?;
-    let mut sessions = Vec::new();
+    let mut wiring = start(net)?;
     for (number, port) in net.ports.iter().enumerate() {
-        let session = add_port(&workers, net, number as u64, port)
+        add_port(&mut wiring, net, number as u64, port)
             .with_context(|| format!("port {}", port.name))?;
-        sessions.extend(session);
     }
     tracing::info!(ports = net.ports.len(), "{READY}");
 
@@ -38,17 +36,13 @@ pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
     let interval = net.stats.map(Duration::from_secs);
     while !shutdown.wait(interval) {
         println!("after {} s", start.elapsed().as_secs());
-        println!("{}", workers.stats());
+        println!("{}", wiring.workers.stats());
     }
 
     tracing::info!("stopping");
-    // All are told before any is waited for.
-    for session in &sessions {
-        session.stop_signal().raise();
-    }
-    sessions.into_iter().for_each(Session::stop);
+    wiring.stop();
     if interval.is_some() {
-        println!("at the end\n{}", workers.stats());
+        println!("at the end\n{}", wiring.workers.stats());
     }
     Ok(())
 }
@@ -71,33 +65,17 @@ fn check_names(ports: &[PortSpec]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_workers(net: &Net) -> anyhow::Result<Workers> {
+fn start(net: &Net) -> anyhow::Result<Wiring> {
     let cpus = match &net.cores {
         Some(cpus) => cpus.0.clone(),
         None => vec![first_cpu()?],
     };
     let ageing = u32::try_from(net.ageing).context("--ageing is longer than 136 years")?;
-    let config = Config {
-        ageing,
-        ..Config::default()
-    };
-    Workers::with_config(&cpus, &config).context("cannot start the workers")
-}
-
-fn first_cpu() -> anyhow::Result<usize> {
-    let set = rustix::thread::sched_getaffinity(None).context("cannot ask for the CPUs")?;
-    (0..rustix::thread::CpuSet::MAX_CPU)
-        .find(|&cpu| set.is_set(cpu))
-        .context("this process may use no CPU; see taskset(1)")
+    Wiring::new(&cpus, ageing)
 }
 
 /// Adds one port to the switch; a virtio-net device also gets a session.
-fn add_port(
-    workers: &Workers,
-    net: &Net,
-    number: u64,
-    port: &PortSpec,
-) -> anyhow::Result<Option<Session>> {
+fn add_port(wiring: &mut Wiring, net: &Net, number: u64, port: &PortSpec) -> anyhow::Result<()> {
     let kind = match &port.kind {
         Kind::Null => PortKind::Null,
         Kind::Generator { size } => PortKind::Gen(GenConfig {
@@ -111,12 +89,7 @@ fn add_port(
     };
     // The transport first: it is what usually cannot be had.
     let transport = transport(net, port)?;
-    let (_, device) = workers.add_port(&port.name, kind, None)?;
-    let (Some(transport), Some(device)) = (transport, device) else {
-        return Ok(None);
-    };
-    let session = Session::spawn(transport, Box::new(device)).context("cannot start a thread")?;
-    Ok(Some(session))
+    wiring.add(&port.name, kind, transport)
 }
 
 fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transport>>> {

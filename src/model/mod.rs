@@ -261,6 +261,12 @@ impl Model {
         Ok((Self::owned(shared, None), ByHand { steps }))
     }
 
+    /// What a [`Server`] has of it, for a connection that is served by hand.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn served(&self) -> impl crate::vfio_user::Served + use<> {
+        server::Modelled::new(self.clone())
+    }
+
     fn owned(shared: Arc<Shared>, thread: Option<JoinHandle<()>>) -> Self {
         Self {
             owner: Arc::new(Owner { shared, thread }),

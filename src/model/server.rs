@@ -51,7 +51,7 @@ impl Server {
     pub fn listen(path: &Path, model: Model) -> Result<Self, EndpointError> {
         Ok(Self {
             endpoint: Endpoint::listen(path)?,
-            function: Modelled { model, maps: 0 },
+            function: Modelled::new(model),
             connection: None,
             status: ServerStatus::default(),
         })
@@ -147,7 +147,7 @@ impl Server {
 
 /// The model, as the server of a socket has it.
 #[derive(Debug)]
-struct Modelled {
+pub(super) struct Modelled {
     model: Model,
     /// Pieces of the client's memory that the function reaches.
     maps: usize,
@@ -159,6 +159,10 @@ fn bar(region: u32) -> Option<u8> {
 }
 
 impl Modelled {
+    pub(super) fn new(model: Model) -> Self {
+        Self { model, maps: 0 }
+    }
+
     /// Memory that only messages would reach, which this server does not send. A VMM has such
     /// memory, and no driver a use for it: ROMs, other functions' BARs, this one's. But where
     /// nothing else was shared before, it is the VM's RAM.

@@ -139,6 +139,10 @@ pub(crate) struct Ping {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: u64,
 
+    /// Stop after this time
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub(crate) seconds: Option<u64>,
+
     /// Milliseconds from one probe to the next
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub(crate) interval: u64,

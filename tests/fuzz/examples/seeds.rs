@@ -12,7 +12,7 @@ use vvu::protocol::{
     VringFd, VringState,
 };
 use vvu_fuzz::front_end::{self, fds};
-use vvu_fuzz::{config_space, model, ring, session};
+use vvu_fuzz::{config_space, model, ring, session, vfio_user};
 
 /// Address of the front-end's memory in the front-end.
 const USER: u64 = 0x7f00_0000_0000;
@@ -29,6 +29,7 @@ fn main() {
         ("ring", rings()),
         ("session", sessions()),
         ("model", models()),
+        ("vfio_user", clients()),
     ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("corpus")
@@ -453,4 +454,73 @@ fn models() -> Seeds {
     let script = script.u8(op::UNMAP).u64(0).u64(u64::MAX);
     seeds.push(("bus".to_owned(), script.0));
     seeds
+}
+
+/// Clients of a function's server.
+fn clients() -> Seeds {
+    use vfio_user::{fds, op};
+    let command = |script: Script, number: u16, fds: u8, body: Script| {
+        let script = script.u8(op::COMMAND).u16(number).u8(0).u8(fds);
+        script.part(&body.0)
+    };
+    let greeted = || {
+        let body = Script::default().u32(0).bytes(b"{\"capabilities\":{}}\0");
+        command(Script::default(), 1, 0, body)
+    };
+    let access =
+        |region: u32, offset: u64, count: u32| Script::default().u64(offset).u32(region).u32(count);
+    let four = |a: u32, b: u32, c: u32, d: u32| Script::default().u32(a).u32(b).u32(c).u32(d);
+    // As a VMM looks at a function.
+    let mut look = command(greeted(), 4, 0, four(16, 0, 0, 0));
+    for region in 0..9 {
+        for argsz in [32, 64] {
+            let ask = four(argsz, 0, region, 0).u64(0).u64(0);
+            look = command(look, 5, 0, ask);
+        }
+    }
+    for kind in 0..4 {
+        look = command(look, 7, 0, four(16, 0, kind, 0));
+    }
+    look = command(look, 9, 0, access(7, 0, 256));
+    // As a driver uses it.
+    let map = Script::default().u32(32).u32(3).u64(0x1000);
+    let mut use_it = command(
+        greeted(),
+        2,
+        fds::MEMORY | 1,
+        map.u64(0x10_0000).u64(0x1_0000),
+    );
+    let rom = Script::default().u32(32).u32(1).u64(0).u64(0xf_0000);
+    use_it = command(use_it, 2, 0, rom.u64(0x1000));
+    use_it = command(use_it, 8, fds::EVENT | 3, four(20, 0x24, 2, 0).u32(3));
+    use_it = command(use_it, 8, 0, four(20, 0x24, 2, 1).u32(1));
+    for (region, offset, bytes) in [
+        (7, 4, &[6, 0][..]),
+        (4, 0x14, &[0]),
+        (4, 0x14, &[3]),
+        (4, 0x14, &[15]),
+        (4, 0x2000, &[1, 0, 0, 0]),
+        (0, 4, &[1, 0]),
+    ] {
+        let body = access(region, offset, bytes.len() as u32).bytes(bytes);
+        use_it = command(use_it, 10, 0, body);
+    }
+    use_it = use_it.u8(op::FRONT_END);
+    use_it = command(use_it, 9, 0, access(4, 0x2000, 4));
+    use_it = command(use_it, 9, 0, access(2, 0, 8));
+    let unmap = Script::default().u32(24).u32(0).u64(0x10_0000);
+    use_it = command(use_it, 3, 0, unmap.u64(0x1_0000));
+    use_it = command(use_it, 13, 0, Script::default());
+    use_it = command(use_it, 8, 0, four(20, 0x21, 2, 0).u32(0));
+    use_it = use_it.u8(op::HANG_UP);
+    // What is no message.
+    let noise = greeted()
+        .u8(op::BYTES)
+        .u8(fds::SOCKET | 1)
+        .part(&[0xff; 40]);
+    vec![
+        ("look".to_owned(), look.0),
+        ("use".to_owned(), use_it.0),
+        ("noise".to_owned(), noise.0),
+    ]
 }

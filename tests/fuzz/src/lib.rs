@@ -16,6 +16,7 @@ pub mod message;
 pub mod model;
 pub mod ring;
 pub mod session;
+pub mod vfio_user;
 
 /// The fuzzer's bytes, taken from the front. What is missing at the end reads as zero.
 #[derive(Debug)]

@@ -1,6 +1,5 @@
 //! What guests do for a living.
 
-mod account;
 mod answer;
 mod blast;
 mod ping;

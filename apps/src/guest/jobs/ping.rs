@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::answer::Answerer;
-use super::{BURST, Outcome, send, wait};
+use super::{BURST, Outcome, forever, send, wait};
 use crate::guest::GuestError;
 use crate::guest::args::Ping;
 use crate::guest::frames::{self, ANYBODY, Header, Kind, SNAP};
@@ -153,7 +153,13 @@ pub(in crate::guest) fn ping(
         .then(|| "nobody answers: neither a sink nor a back-end that sends frames back".to_owned());
     let len = usize::from(options.size).min(machine.max_frame());
     let mut next = Instant::now();
-    while silent.is_none() && times.total() + lost + interrupted < options.count {
+    let end = options
+        .seconds
+        .map_or_else(forever, |seconds| next + Duration::from_secs(seconds));
+    while silent.is_none()
+        && times.total() + lost + interrupted < options.count
+        && Instant::now() < end
+    {
         pinger.since = pinger.sequence + 1;
         match pinger.probe(machine, clock, len, PATIENCE.min(patience))? {
             Fate::Back(time) => {
@@ -176,7 +182,7 @@ pub(in crate::guest) fn ping(
             silent = Some(format!("the other side fell silent after {heard} answers"));
         }
         next += Duration::from_millis(options.interval);
-        if !pause(machine, clock, &mut pinger, next)? {
+        if !pause(machine, clock, &mut pinger, next.min(end))? {
             break;
         }
     }

@@ -1,45 +1,32 @@
-//! `verify`: random frames both ways, and where each of them went.
-//!
-//! Two verifiers find each other with Hello, send Data within a window that the other one's
-//! receive ring has room for, so that nobody may drop anything, and tell each other what arrived.
-//! A verifier whose own Hello comes back accounts for its own frames.
+//! One verifier: what it knows of both ways, and what it says.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::account::Ledger;
-use super::{BURST, Outcome, wait};
+use super::ledger::Ledger;
+use super::source::Source;
+use super::{BURST, wait};
 use crate::guest::GuestError;
-use crate::guest::args::{MIN_FRAME, Verify};
+use crate::guest::args::MIN_FRAME;
 use crate::guest::frames::{self, ANYBODY, Header, Kind, Seen};
 use crate::guest::machine::{Machine, Woken};
-use crate::guest::queues::MAX_PIECES;
-use crate::guest::report::{Account, Clock, Details};
+use crate::guest::report::{Account, Clock};
 
-/// How often we call before we are heard, and ask when nothing moves.
-const CALLING: Duration = Duration::from_millis(20);
-const ASKING: Duration = Duration::from_millis(200);
-/// How long we answer after all is said: our last word may not have arrived.
-const LINGER: Duration = Duration::from_millis(100);
-/// How long we go on after a signal, so that the other side learns that all was sent.
-const STOPPING: Duration = Duration::from_secs(1);
 /// Receive buffers that are left for everything but data.
 const SPARE: usize = 4;
-/// Random bytes that bodies are cut from.
-const POOL: usize = 1 << 16;
 
 /// What a verifier says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Greeting {
+pub(super) struct Greeting {
     /// Whether it wants to hear the same of us.
     wanted: bool,
     /// Receive buffers, their length, and the longest frame.
     buffers: u16,
-    buffer_len: u16,
-    max_frame: u16,
+    pub(super) buffer_len: u16,
+    pub(super) max_frame: u16,
 }
 
 impl Greeting {
-    fn to_value(self) -> u64 {
+    pub(super) fn to_value(self) -> u64 {
         let [a, b] = self.buffers.to_le_bytes();
         let [c, d] = self.buffer_len.to_le_bytes();
         let [e, f] = self.max_frame.to_le_bytes();
@@ -58,7 +45,7 @@ impl Greeting {
 
     /// How many frames of `len` bytes may be on their way, with as many answers to those that it
     /// sends itself.
-    fn window(&self, len: usize) -> u64 {
+    pub(super) fn window(&self, len: usize) -> u64 {
         let each = (len + 12).div_ceil(usize::from(self.buffer_len.max(1))) + 1;
         let room = usize::from(self.buffers).saturating_sub(SPARE);
         (room / each).max(1) as u64
@@ -67,7 +54,7 @@ impl Greeting {
 
 /// Who is at the other side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Partner {
+pub(super) enum Partner {
     Unknown,
     /// We are: the back-end sends our frames back.
     Ourselves,
@@ -79,16 +66,16 @@ enum Partner {
 }
 
 /// One verifier's view of both ways.
-struct Verifier {
+pub(super) struct Verifier {
     origin: u64,
     mac: [u8; 6],
     epoch: u16,
-    greeting: Greeting,
-    partner: Partner,
+    pub(super) greeting: Greeting,
+    pub(super) partner: Partner,
     ledger: Ledger,
     /// The number of the next frame, and all before which the partner knows.
-    next: u64,
-    acked: u64,
+    pub(super) next: u64,
+    pub(super) acked: u64,
     bytes_sent: u64,
     corrupt: u64,
     foreign: u64,
@@ -100,13 +87,13 @@ struct Verifier {
     say_verdict: bool,
     /// Whether we still want to hear the partner's Hello.
     want_hello: bool,
-    partner_done: bool,
+    pub(super) partner_done: bool,
     verdict: Option<u64>,
     frame: Vec<u8>,
 }
 
 impl Verifier {
-    fn new(machine: &Machine<'_>) -> Self {
+    pub(super) fn new(machine: &Machine<'_>) -> Self {
         let (buffers, buffer_len) = machine.receive_buffers();
         Self {
             origin: fastrand::u64(..),
@@ -262,7 +249,7 @@ impl Verifier {
     }
 
     /// Says one thing, if there is room; whether it was said.
-    fn say(
+    pub(super) fn say(
         &mut self,
         machine: &mut Machine<'_>,
         kind: Kind,
@@ -276,7 +263,7 @@ impl Verifier {
     }
 
     /// Looks at what arrived and says what that asks for. Returns whether anything arrived.
-    fn attend(&mut self, machine: &mut Machine<'_>) -> Result<bool, GuestError> {
+    pub(super) fn attend(&mut self, machine: &mut Machine<'_>) -> Result<bool, GuestError> {
         let count = machine.poll(BURST, usize::MAX, |frame, _| self.see(frame))?;
         if self.say_hello {
             let greeting = Greeting {
@@ -296,7 +283,7 @@ impl Verifier {
     }
 
     /// Waits a moment. `false` if a signal says to stop.
-    fn rest(
+    pub(super) fn rest(
         &mut self,
         machine: &mut Machine<'_>,
         clock: &mut Clock,
@@ -312,7 +299,7 @@ impl Verifier {
         Ok(true)
     }
 
-    fn account(&self, seed: u64) -> Account {
+    pub(super) fn account(&self, seed: u64) -> Account {
         // Those that would have come back are in the ledger already.
         let ours = match self.partner {
             Partner::Ourselves => 0,
@@ -336,124 +323,9 @@ impl Verifier {
     }
 }
 
-/// Frames of random length, content and layout.
-struct Source {
-    rng: fastrand::Rng,
-    pool: Vec<u8>,
-    max: usize,
-    buffer_len: usize,
-}
-
-impl Source {
-    fn new(seed: u64, max: usize, buffer_len: usize) -> Self {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let mut pool = vec![0; POOL];
-        rng.fill(&mut pool);
-        Self {
-            rng,
-            pool,
-            max,
-            buffer_len,
-        }
-    }
-
-    /// The next frame's body, in `frame`, and where to cut it.
-    fn fill(&mut self, frame: &mut Vec<u8>) -> Vec<usize> {
-        let rng = &mut self.rng;
-        let min = usize::from(MIN_FRAME);
-        let len = match rng.u8(..4) {
-            0 => rng.usize(min..=self.max.min(128)),
-            // Around the ends of buffers and of what may be sent.
-            1 => {
-                let edges = [self.buffer_len - 12, 2 * self.buffer_len - 12, self.max];
-                let edge = rng.choice(edges).unwrap_or(min);
-                (edge + 2).saturating_sub(rng.usize(..=4))
-            }
-            _ => rng.usize(min..=self.max),
-        };
-        let len = len.clamp(min, self.max);
-        let start = rng.usize(..=POOL - len);
-        frame.clear();
-        frame.extend(self.pool.get(start..start + len).unwrap_or_default());
-        if rng.bool() {
-            return Vec::new();
-        }
-        let count = rng.usize(1..MAX_PIECES - 1);
-        let mut cuts: Vec<_> = (0..count).map(|_| rng.usize(1..len)).collect();
-        cuts.sort_unstable();
-        cuts
-    }
-}
-
-/// Sends and accounts.
-pub(in crate::guest) fn verify(
-    machine: &mut Machine<'_>,
-    clock: &mut Clock,
-    options: &Verify,
-) -> Result<Outcome, GuestError> {
-    let mut this = Verifier::new(machine);
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
-    let mut failure = None;
-    if meet(&mut this, machine, clock)? {
-        failure = exchange(&mut this, machine, clock, options, seed)?;
-    } else if !machine.stopped() {
-        failure = Some(
-            "nobody is there: neither another verify nor a back-end that sends frames back".into(),
-        );
-    }
-    let account = this.account(seed);
-    if failure.is_none() {
-        failure = judge(&account);
-    }
-    Ok(Outcome {
-        details: Details::Verify(account),
-        failure,
-    })
-}
-
-fn judge(account: &Account) -> Option<String> {
-    let wrong: Vec<_> = [
-        (account.lost, "lost"),
-        (account.duplicated, "duplicated"),
-        (account.reordered, "reordered"),
-        (account.corrupt, "corrupt"),
-        (account.missed_by_other_side, "wrong at the other side"),
-    ]
-    .into_iter()
-    .filter(|(count, _)| *count > 0)
-    .map(|(count, what)| format!("{count} {what}"))
-    .collect();
-    (!wrong.is_empty()).then(|| format!("of {} frames: {}", account.received, wrong.join(", ")))
-}
-
-/// Calls until a partner is found; whether one was.
-fn meet(
-    this: &mut Verifier,
-    machine: &mut Machine<'_>,
-    clock: &mut Clock,
-) -> Result<bool, GuestError> {
-    let end = Instant::now() + machine.timeout();
-    let mut next = Instant::now();
-    while this.partner == Partner::Unknown {
-        let now = Instant::now();
-        if now >= end {
-            return Ok(false);
-        }
-        if now >= next {
-            this.say(machine, Kind::Hello, this.greeting.to_value())?;
-            machine.flush();
-            next = now + CALLING;
-        }
-        if !this.attend(machine)? && !this.rest(machine, clock, next)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 /// What only changes when something gets on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Position {
+pub(super) struct Position {
     acked: u64,
     expected: u64,
     epoch: u16,
@@ -462,7 +334,7 @@ struct Position {
 }
 
 impl Verifier {
-    fn position(&self) -> Position {
+    pub(super) fn position(&self) -> Position {
         Position {
             acked: self.acked,
             expected: self.ledger.expected(),
@@ -473,7 +345,7 @@ impl Verifier {
     }
 
     /// Whether our side is known to have been heard to its end.
-    fn is_heard(&self) -> bool {
+    pub(super) fn is_heard(&self) -> bool {
         match self.partner {
             Partner::Ourselves => self.partner_done,
             _ => self.verdict.is_some(),
@@ -481,7 +353,7 @@ impl Verifier {
     }
 
     /// Sends data as far as the window and the ring allow; whether any was sent.
-    fn send_data(
+    pub(super) fn send_data(
         &mut self,
         machine: &mut Machine<'_>,
         source: &mut Source,
@@ -504,7 +376,11 @@ impl Verifier {
     }
 
     /// Says once more what was not answered.
-    fn ask(&mut self, machine: &mut Machine<'_>, all_sent: bool) -> Result<(), GuestError> {
+    pub(super) fn ask(
+        &mut self,
+        machine: &mut Machine<'_>,
+        all_sent: bool,
+    ) -> Result<(), GuestError> {
         if self.want_hello {
             self.say(machine, Kind::Hello, self.greeting.to_value())?;
         }
@@ -516,84 +392,6 @@ impl Verifier {
         machine.flush();
         Ok(())
     }
-}
-
-/// Sends until it is time, then until all is accounted for. Returns what went wrong, if that was
-/// the end of it.
-fn exchange(
-    this: &mut Verifier,
-    machine: &mut Machine<'_>,
-    clock: &mut Clock,
-    options: &Verify,
-    seed: u64,
-) -> Result<Option<String>, GuestError> {
-    let theirs = match this.partner {
-        Partner::Other { greeting, .. } => greeting,
-        _ => this.greeting,
-    };
-    let ours = this.greeting.max_frame.min(theirs.max_frame);
-    let max = usize::from(
-        options
-            .max_size
-            .map_or(ours, |max| ours.min(max))
-            .max(MIN_FRAME),
-    );
-    let window = theirs.window(max).min(this.greeting.window(max));
-    let mut source = Source::new(seed, max, theirs.buffer_len.max(64).into());
-    let count = options.count.unwrap_or(u64::MAX);
-    let end = Instant::now() + Duration::from_secs(options.seconds);
-
-    let mut position = this.position();
-    let (mut moved, mut asked) = (Instant::now(), Instant::now());
-    let mut all_sent = false;
-    let mut heard: Option<Instant> = None;
-    loop {
-        let mut busy = this.attend(machine)?;
-        let now = Instant::now();
-        if !all_sent && (now >= end || this.next >= count || machine.stopped()) {
-            all_sent = true;
-            this.ask(machine, all_sent)?;
-            asked = now;
-        }
-        if !all_sent {
-            let until = count.min(this.acked + window);
-            busy |= this.send_data(machine, &mut source, until)?;
-        }
-        if this.position() != position {
-            position = this.position();
-            moved = now;
-        }
-        let patience = match machine.stopped() {
-            true => machine.timeout().min(STOPPING),
-            false => machine.timeout(),
-        };
-        if all_sent && this.is_heard() && this.partner_done {
-            let since = *heard.get_or_insert(now);
-            if this.partner == Partner::Ourselves || now - since >= LINGER {
-                return Ok(None);
-            }
-        } else if now - moved >= patience {
-            return Ok((!machine.stopped()).then(|| silence(this, patience)));
-        }
-        if now - moved.max(asked) >= ASKING {
-            this.ask(machine, all_sent)?;
-            asked = now;
-        }
-        if !busy && !this.rest(machine, clock, now + ASKING.min(LINGER))? {
-            // A signal says to stop, and that is being done.
-            std::thread::sleep(Duration::from_millis(1));
-        } else if busy {
-            clock.tick(machine);
-        }
-    }
-}
-
-fn silence(this: &Verifier, patience: Duration) -> String {
-    let missing = match (this.is_heard(), this.partner_done) {
-        (false, _) => format!("{} frames are not acknowledged", this.next - this.acked),
-        (true, _) => "it has not said that it is done".to_owned(),
-    };
-    format!("nothing got on for {patience:?}: the other side is silent, {missing}")
 }
 
 #[cfg(test)]
@@ -614,26 +412,5 @@ mod tests {
         assert_eq!(greeting.window(9014), 42);
         let nonsense = Greeting::from_value(0);
         assert_eq!(nonsense.window(9014), 1);
-    }
-
-    #[test]
-    fn bodies_have_all_lengths_and_layouts() {
-        let mut source = Source::new(7, 9014, 2048);
-        let mut frame = Vec::new();
-        let (mut shortest, mut longest, mut most) = (usize::MAX, 0, 0);
-        for _ in 0..10_000 {
-            let cuts = source.fill(&mut frame);
-            assert!((60..=9014).contains(&frame.len()));
-            assert!(cuts.is_sorted() && cuts.len() < MAX_PIECES - 1);
-            assert!(cuts.iter().all(|cut| (1..frame.len()).contains(cut)));
-            shortest = shortest.min(frame.len());
-            longest = longest.max(frame.len());
-            most = most.max(cuts.len());
-        }
-        assert_eq!((shortest, longest, most), (60, 9014, MAX_PIECES - 2));
-        // The smallest range of all.
-        let mut source = Source::new(7, 60, 65535);
-        source.fill(&mut frame);
-        assert_eq!(frame.len(), 60);
     }
 }
