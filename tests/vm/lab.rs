@@ -249,7 +249,8 @@ impl Appliance<'_> {
 
     /// With these functions instead of functions of its own.
     pub fn served(mut self, functions: &[ServedFunction]) -> Self {
-        self.served = functions.iter().map(ServedFunction::sockets).collect();
+        let sockets = |one: &ServedFunction| (one.vfio_user().into(), one.socket().into());
+        self.served = functions.iter().map(sockets).collect();
         self.functions = 0;
         self
     }

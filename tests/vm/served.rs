@@ -32,7 +32,7 @@ pub struct ServedFunction {
 
 impl ServedFunction {
     /// Starts it for the neighbour of this name.
-    pub(crate) fn start(lab: &Lab, name: &str) -> Result<ServedFunction> {
+    pub fn start(lab: &Lab, name: &str) -> Result<ServedFunction> {
         let room = lab.room();
         let (vfio_user, socket) = (
             room.path(&format!("{name}.vfio")),
@@ -68,9 +68,14 @@ impl ServedFunction {
         })
     }
 
-    /// Sockets for the appliance and for the neighbour.
-    pub(crate) fn sockets(&self) -> (PathBuf, PathBuf) {
-        (self.vfio_user.clone(), self.socket.clone())
+    /// The socket for who gets the function.
+    pub fn vfio_user(&self) -> &Path {
+        &self.vfio_user
+    }
+
+    /// The socket for the neighbour.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     pub(crate) fn memory(&self) -> &Path {

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         ("stock_vvu_killed", stock::stock_vvu_killed),
         ("stock_neighbour_killed", stock::stock_neighbour_killed),
         ("stock_device_killed", stock::stock_device_killed),
+        ("stock_other_memory", stock::stock_other_memory),
         ("host_switch", host::host_switch),
         ("host_switch_killed", host::host_switch_killed),
     ])

@@ -37,21 +37,26 @@ impl Stage {
     /// The same, none of whose VMMs is patched.
     pub(crate) fn stock(&mut self) -> Result<&mut Trio> {
         if self.stock.is_none() {
-            self.end_all();
-            let lab = match Lab::stock(&self.case) {
-                Ok(lab) => lab,
-                Err(error) => bail!(Missing(format!("there is no unpatched QEMU: {error:#}"))),
-            };
-            if !lab.can_have_served_functions()? {
-                bail!(Missing(
-                    "this QEMU has no vfio-user-pci; unset VVU_STOCK_QEMU to build one that has"
-                        .into()
-                ));
-            }
-            self.logs = Some(lab.logs().to_owned());
+            let lab = self.stock_lab()?;
             self.stock = Some(Trio::boot_served(lab, 1)?);
         }
         self.stock.as_mut().context("the machines that just booted")
+    }
+
+    /// An empty lab with a QEMU that nobody patched.
+    pub(crate) fn stock_lab(&mut self) -> Result<Lab> {
+        self.end_all();
+        let lab = match Lab::stock(&self.case) {
+            Ok(lab) => lab,
+            Err(error) => bail!(Missing(format!("there is no unpatched QEMU: {error:#}"))),
+        };
+        if !lab.can_have_served_functions()? {
+            bail!(Missing(
+                "this QEMU has no vfio-user-pci; unset VVU_STOCK_QEMU to build one that has".into()
+            ));
+        }
+        self.logs = Some(lab.logs().to_owned());
+        Ok(lab)
     }
 
     /// `vvu` on the host between two neighbours.

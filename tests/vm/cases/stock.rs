@@ -4,12 +4,16 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use vvu_tests::ServedFunction;
 
 use crate::appliance;
 use crate::runner::Stage;
 
 /// `vvu` looks at its functions at least once a second.
 const NOTICED: Duration = Duration::from_secs(10);
+
+/// A neighbour's firmware and kernel find its network card in this time.
+const BOOT: Duration = Duration::from_secs(60);
 
 /// Pings of every size, and streams whose checksums are compared, in both directions.
 pub(crate) fn stock_switch(stage: &mut Stage) -> Result<()> {
@@ -48,5 +52,28 @@ pub(crate) fn stock_device_killed(stage: &mut Stage) -> Result<()> {
         trio.vvu.printed()
     );
     stage.end_all();
+    Ok(())
+}
+
+/// A neighbour with other memory than the file that its function was started with is refused, and
+/// the log says why. `vvu` on the host drives the function.
+pub(crate) fn stock_other_memory(stage: &mut Stage) -> Result<()> {
+    let lab = stage.stock_lab()?;
+    let mut function = ServedFunction::start(&lab, "a")?;
+    let ports = [
+        format!("vfio-user:{}", function.vfio_user().display()),
+        "null:".to_owned(),
+    ];
+    let mut vvu = lab.vvu(&ports)?;
+    let _neighbour = lab.neighbour("a").unix(function.socket()).boot()?;
+    function
+        .process
+        .wait_for_text("and this device can show", BOOT)?;
+    ensure!(
+        vvu.ended()?.is_none() && function.process.ended()?.is_none(),
+        "a process has ended: {}{}",
+        vvu.output(),
+        function.process.output()
+    );
     Ok(())
 }
