@@ -299,7 +299,7 @@ impl Model {
             epoll,
             wake,
             stopping: AtomicBool::new(false),
-            faults: Faults::default(),
+            faults: Faults::new(),
             shape,
         });
         Ok((shared, endpoint))

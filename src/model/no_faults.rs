@@ -4,10 +4,14 @@ use super::layout::Kind;
 use super::queues::{Buffer, DeviceQueue, Dma, QueueError};
 
 /// Nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Faults;
 
 impl Faults {
+    pub(super) fn new() -> Self {
+        Self
+    }
+
     pub(super) fn config(&self, _bytes: &mut [u8]) {}
     pub(super) fn wrote_config(&self, _offset: u16, _data: &[u8]) {}
     pub(super) fn read(&self, _place: Option<(Kind, u64)>, _data: &mut [u8]) {}

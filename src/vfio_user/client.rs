@@ -30,8 +30,9 @@ pub(super) struct Times {
     /// For answers before it has to be quick again: this long at once, and half of the time
     /// after that. A bring-up has hundreds of commands.
     pub(super) requests: Duration,
-    /// For room to write registers: this long at once, and a tenth of the time after that. Those
-    /// who write are workers, too, who ring doorbells; whatever else they serve waits meanwhile.
+    /// For room to write registers, moments aside: this long at once, and a tenth of the time after
+    /// that. Those who write are workers, too, who ring doorbells; whatever else they serve waits
+    /// meanwhile.
     pub(super) writes: Duration,
 }
 
@@ -44,6 +45,10 @@ impl Default for Times {
         }
     }
 }
+
+/// A server that reads all the time makes room within this time, however fast registers are
+/// written; it may be scheduled late.
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// Longest message taken. A read of configuration space is the longest that is asked for.
 const MAX_MESSAGE: usize = 16 << 10;
@@ -67,7 +72,7 @@ impl From<Times> for Deadlines {
     fn from(times: Times) -> Self {
         Self {
             times,
-            writes: Arc::new(Mutex::new(Patience::new(times.writes, 10))),
+            writes: Arc::new(Mutex::new(Patience::new(times.writes, 10, MOMENT))),
         }
     }
 }
@@ -113,7 +118,7 @@ impl Client {
             next_id: AtomicU16::new(0),
             replies: Mutex::new(Replies {
                 frames: Frames::new(MAX_FDS),
-                patience: Patience::new(deadlines.times.requests, 2),
+                patience: Patience::new(deadlines.times.requests, 2, Duration::ZERO),
             }),
             deadlines,
             gone: OnceLock::new(),
@@ -284,9 +289,9 @@ impl Client {
         let start = Instant::now();
         let time = patience.left();
         let result = loop {
-            match self.wait(PollFlags::OUT, start + time) {
+            match self.wait(PollFlags::OUT, start + time + MOMENT) {
                 Ok(true) => {}
-                Ok(false) => break Err(VfioUserError::Stuck(time)),
+                Ok(false) => break Err(VfioUserError::Stuck(self.deadlines.times.writes)),
                 Err(error) => break Err(error),
             }
             match self.send(&header, &body, &[]) {

@@ -58,8 +58,8 @@ pub enum VfioUserError {
         /// How long it was waited for.
         after: Duration,
     },
-    /// The server takes no more messages.
-    #[error("the server read no messages for {0:?}")]
+    /// The server takes messages late, or not at all.
+    #[error("the server read messages too late: it was waited for {0:?} and longer")]
     Stuck(Duration),
     /// The server does not speak vfio-user as it should.
     #[error("the server broke the protocol: {0}")]

@@ -208,6 +208,10 @@ pub(super) struct Faults {
 const NOTIFY_SHIFT: u16 = 3;
 
 impl Faults {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

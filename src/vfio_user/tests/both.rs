@@ -2,6 +2,7 @@
 
 use vm_memory::Bytes;
 
+use super::super::client::Times;
 use super::super::*;
 use super::bench::{Bench, SHARED, SocketPath, VECTORS, WINDOW, rounded, until};
 use crate::mmio::{ReadWrite, WriteOnly};
@@ -54,6 +55,26 @@ fn configuration_space_and_registers() {
     ));
     assert!(function.registers(1, 0, 1).is_err());
     assert!(function.registers(0, u64::MAX, 2).is_err());
+}
+
+#[test]
+fn registers_are_written_as_fast_as_the_server_reads() {
+    let socket = SocketPath::new();
+    let bench = Bench::at(socket.path());
+    // Room is waited for again and again, for longer than this in all.
+    let times = Times {
+        writes: Duration::from_millis(200),
+        ..Times::default()
+    };
+    let function = VfioUserFunction::with_times(socket.path(), times).unwrap();
+    let window = function.registers(0, 0, 0x20).unwrap();
+    let register = window.register::<u32, ReadWrite>(8).unwrap();
+    const WRITES: u32 = 1_000_000;
+    for value in 0..=WRITES {
+        register.write(value);
+    }
+    assert_eq!(register.read(), WRITES);
+    assert_eq!(bench.function.seen().writes.len(), WRITES as usize + 1);
 }
 
 #[test]
