@@ -1,4 +1,4 @@
-//! Writes real inputs for each target to `corpus/TARGET/seed-NAME`: messages as front-ends send
+//! Writes real inputs for each target to `target/found/TARGET/seed-NAME`: messages as front-ends send
 //! them, configuration spaces of devices that exist, rings that work.
 #![allow(clippy::unwrap_used)]
 
@@ -32,7 +32,7 @@ fn main() {
         ("vfio_user", clients()),
     ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("corpus")
+            .join("target/found")
             .join(target);
         fs::create_dir_all(&folder).unwrap();
         for (name, bytes) in seeds {
