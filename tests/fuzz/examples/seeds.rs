@@ -297,13 +297,17 @@ fn tell(script: Script, request: &Request, with: u8) -> Script {
 }
 
 fn set_up(features: u64) -> Script {
-    let mut script = Script::default().u8(0);
+    set_up_pairs(features, 1)
+}
+
+fn set_up_pairs(features: u64, pairs: u8) -> Script {
+    let mut script = Script::default().u8(pairs - 1);
     script = tell(script, &Request::GetFeatures, 0);
     script = tell(script, &Request::SetProtocolFeatures(PROTOCOL), 0);
     script = tell(script, &Request::SetFeatures(features), 0);
     let table = Request::SetMemTable(vec![region(0x1000)]);
     script = tell(script, &table, fds::MEMORY | 1);
-    for index in 0..2 {
+    for index in 0..2 * u32::from(pairs) {
         let size = u32::from(session::SIZE);
         script = tell(script, &Request::SetVringNum(state(index, size)), 0);
         script = tell(script, &Request::SetVringBase(state(index, 0)), 0);
@@ -328,17 +332,16 @@ fn traffic(mut script: Script, header: &[u8], len: u32) -> Script {
         .bytes(&[0, 9, 0, 9, 0, 30, 0, 0]);
     script = script.u8(op::WRITE).u16(0x8000).part(&frame.0);
     let head = header.len() as u32;
-    script = script
-        .u8(op::DESCRIPTOR)
-        .u8(0)
-        .u8(0)
-        .descriptor(0xa000, 0x4000, 2, 0);
-    script = script
-        .u8(op::DESCRIPTOR)
-        .u8(1)
-        .u8(0)
-        .descriptor(0x9000, head + len, 0, 0);
-    script = script.u8(op::OFFER).u8(0).u16(0).u8(op::OFFER).u8(1).u16(0);
+    // To the guest on rings 0 and 2, if there is that, and from it on 1.
+    for (ring, addr, len, flags) in [
+        (0, 0xa000, 0x4000, 2),
+        (2, 0xa000, 0x4000, 2),
+        (1, 0x9000, head + len, 0),
+    ] {
+        script = script.u8(op::DESCRIPTOR).u8(ring).u8(0);
+        script = script.descriptor(addr, len, flags, 0);
+        script = script.u8(op::OFFER).u8(ring).u16(0);
+    }
     script.u8(op::POLL).u8(40).u8(op::SLEEP)
 }
 
@@ -376,6 +379,8 @@ fn sessions() -> Seeds {
         script = tell(script, &Request::GetVringBase(state(1, 0)), 0);
         seeds.push((format!("frames-{name}"), script.0));
     }
+    let script = traffic(set_up_pairs(VERSION_1 | 1 << 22, 2), &[0; 12], 60);
+    seeds.push(("frames-two-pairs".to_owned(), script.0));
     let mut script = traffic(set_up(VERSION_1), &[0; 12], 60)
         .u8(op::TRUNCATE)
         .u16(0x1000);
