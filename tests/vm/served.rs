@@ -19,6 +19,9 @@ const SHARED: &str = "/dev/shm";
 const READY: &str = "ready";
 const START: Duration = Duration::from_secs(10);
 
+/// How its last words begin.
+const SUMMARY: &str = "vfio-user: ";
+
 /// `vvu device` on the host, and the memory of the neighbour that it is for.
 pub struct ServedFunction {
     /// The process.
@@ -66,6 +69,15 @@ impl ServedFunction {
             memory,
             _shared: shared,
         })
+    }
+
+    /// Stops the process, and returns what it says of what it has done.
+    pub fn summary(&mut self) -> Result<String> {
+        self.process.stop(START)?;
+        let output = self.process.output();
+        let summary = output.lines().find(|line| line.starts_with(SUMMARY));
+        let summary = summary.with_context(|| format!("no summary: {output}"))?;
+        Ok(summary.to_owned())
     }
 
     /// The socket for who gets the function.

@@ -33,6 +33,7 @@ pub(crate) struct Options {
     json: Option<PathBuf>,
     runs: usize,
     stock: bool,
+    only: String,
 }
 
 impl Options {
@@ -41,6 +42,7 @@ impl Options {
             json: None,
             runs: 5,
             stock: false,
+            only: String::new(),
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -55,6 +57,7 @@ impl Options {
                     options.runs = runs.parse().with_context(|| format!("--runs {runs}"))?
                 }
                 "--stock" => options.stock = true,
+                "--only" => options.only = value()?.clone(),
                 _ => bail!("bench does not know {word}"),
             }
         }
@@ -157,8 +160,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut rows = vec![head(&trios)];
     let mut all: Vec<Value> = Vec::new();
     for (other, quantities) in GROUPS {
-        for (_, trio) in &mut trios {
-            if let Some(other) = other {
+        let wanted = |quantity: &&Quantity| quantity.what.contains(&options.only);
+        let quantities: Vec<&Quantity> = quantities.iter().filter(wanted).collect();
+        if let (Some(other), false) = (other, quantities.is_empty()) {
+            for (_, trio) in &mut trios {
                 serve_a(trio, other)?;
             }
         }
@@ -175,6 +180,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     println!();
     table::print(&rows);
+    for (_, trio) in &mut trios {
+        for function in &mut trio.functions {
+            println!("  {}", function.summary()?);
+        }
+    }
     if let Some(path) = &options.json {
         let text =
             serde_json::to_string_pretty(&json!({ "accelerator": accelerator, "series": all }))?;

@@ -3,7 +3,8 @@
 //! ```text
 //! vmlab demo [--verbose]              boot three machines and show them talking
 //! vmlab bench [--json FILE] [--runs N] the same machines, measured;
-//!             [--stock]                in turn with a line-up whose VMMs are not patched
+//!             [--stock] [--only WORD]  in turn with a line-up whose VMMs are not patched; only
+//!                                      what has this word in its name
 //! vmlab setup                         install, or name, what a lab needs
 //! ```
 
@@ -19,7 +20,7 @@ use anyhow::{Result, bail};
 use vvu_tests::setup;
 
 const USAGE: &str = "usage: vmlab demo [--verbose]
-       vmlab bench [--json FILE] [--runs N] [--stock]
+       vmlab bench [--json FILE] [--runs N] [--stock] [--only WORD]
        vmlab setup";
 
 fn main() -> ExitCode {
