@@ -158,12 +158,13 @@ fn on_event(connection: &mut Connection, event: Event, connected: bool) -> bool 
         Event::Message(_) => false,
         Event::Disconnected(reason) => {
             if connected {
-                connection.end();
+                // Counted first: whoever sees that it is over finds the reason there.
                 match &reason {
                     Gone::Closed => {}
                     Gone::Violation(what) => connection.status.violation(what.clone()),
                     Gone::Failed(what) => connection.status.error(what.clone()),
                 }
+                connection.end();
                 tracing::info!(%reason, "front-end gone");
             }
             false
