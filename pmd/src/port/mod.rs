@@ -15,6 +15,7 @@ pub mod offload;
 mod rings;
 mod scratch;
 mod vhost;
+mod writer;
 
 pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
 pub use generator::Generator;
