@@ -40,12 +40,6 @@ const IDENTITY: u64 = !0 << TAG_SHIFT | SECOND;
 /// A MAC address as a number, its first byte in the lowest bits.
 pub(super) type Mac = u64;
 
-/// The number of an address.
-pub(super) fn mac(bytes: [u8; 6]) -> Mac {
-    let [a, b, c, d, e, f] = bytes;
-    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
-}
-
 /// Whether an address belongs to a group (multicast, broadcast).
 #[inline]
 pub(super) fn is_group(mac: Mac) -> bool {
@@ -135,7 +129,7 @@ impl Fdb {
         Spot {
             tag: rest << TAG_SHIFT,
             first: bucket,
-            second: bucket ^ (rest as u32 % BUCKETS as u32 | 1),
+            second: bucket ^ ((rest as u32 % BUCKETS as u32) | 1),
         }
     }
 

@@ -4,6 +4,11 @@ use std::thread;
 
 use super::*;
 
+fn mac(bytes: [u8; 6]) -> Mac {
+    let [a, b, c, d, e, f] = bytes;
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
 fn address(n: u32) -> Mac {
     let [a, b, c, d] = n.to_be_bytes();
     mac([2, 0, a, b, c, d])
@@ -107,7 +112,7 @@ fn two_keys_never_share_an_entry() {
         assert_eq!(spot.tag & !IDENTITY | spot.tag & SECOND, 0);
         // The other bucket follows from what is stored, too.
         let rest = (spot.tag >> TAG_SHIFT) as u32;
-        assert_eq!(spot.second ^ (rest % BUCKETS as u32 | 1), spot.first);
+        assert_eq!(spot.second ^ ((rest % BUCKETS as u32) | 1), spot.first);
     }
 }
 

@@ -354,9 +354,7 @@ impl Out {
         match place.unwrap_or_default() {
             Place::Here => self.note_here(frames, to, false),
             Place::Echo { swap } => self.note_here(frames, source, swap),
-            Place::There(worker) => frames.fold(false, |noted, frame| {
-                self.note_remote(frame, worker, Some(to)) || noted
-            }),
+            Place::There(worker) => self.note_remote(frames, worker, Some(to)),
             Place::Absent => false,
         }
     }
@@ -387,13 +385,13 @@ impl Out {
         noted > 0
     }
 
-    fn note_remote(&mut self, frame: u8, worker: usize, to: Option<u16>) -> bool {
+    fn note_remote(&mut self, frames: Range<u8>, worker: usize, to: Option<u16>) -> bool {
         let Some(remote) = self.remote.get_mut(worker) else {
             return false;
         };
         // A flood reaches every port of the other worker with one copy.
-        if remote.last() != Some(&(frame, None)) {
-            remote.push((frame, to));
+        if to.is_some() || remote.last() != Some(&(frames.end.saturating_sub(1), None)) {
+            remote.extend(frames.map(|frame| (frame, to)));
         }
         true
     }
@@ -409,9 +407,7 @@ impl Out {
             }
             let port = self.ports.get(usize::from(to)).map(|port| port.place);
             reached |= match port {
-                Some(Place::There(worker)) => frames.clone().fold(false, |noted, frame| {
-                    self.note_remote(frame, worker, None) || noted
-                }),
+                Some(Place::There(worker)) => self.note_remote(frames.clone(), worker, None),
                 _ => self.note(frames.clone(), source, to),
             };
         }
