@@ -27,6 +27,27 @@ pub(crate) const PLAIN: [u8; offload::HEADER] = [0; offload::HEADER];
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
 
+/// Destination and source address of a frame, quickly compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Addresses {
+    low: u64,
+    high: u32,
+}
+
+impl Addresses {
+    /// Destination address as a number, its first byte in the lowest bits.
+    #[inline]
+    pub fn destination(self) -> u64 {
+        self.low & 0xffff_ffff_ffff
+    }
+
+    /// Source address, the same way.
+    #[inline]
+    pub fn source(self) -> u64 {
+        self.low >> 48 | u64::from(self.high) << 16
+    }
+}
+
 /// A private copy of a frame's first bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Head {
@@ -86,6 +107,17 @@ impl Head {
     #[inline]
     pub fn source(&self) -> [u8; 6] {
         self.address(6)
+    }
+
+    /// Both addresses.
+    #[inline]
+    pub fn addresses(&self) -> Addresses {
+        let low = self.bytes.first_chunk().copied().unwrap_or_default();
+        let high = self.bytes[8..].first_chunk().copied().unwrap_or_default();
+        Addresses {
+            low: u64::from_le_bytes(low),
+            high: u32::from_le_bytes(high),
+        }
     }
 
     /// The same with source and destination address exchanged.
