@@ -13,7 +13,9 @@ use vvu::memory::VolatileSlice;
 use super::MAX_PORTS;
 use super::fdb::{Fdb, Spot, is_group};
 use crate::mempool::{Mbuf, Mempool};
-use crate::port::{Addresses, BURST, Burst, Heads, Parcel, Pick, RxPort, Scratch, Stats, TxPort};
+use crate::port::{
+    Addresses, BURST, Burst, Edit, Heads, Parcel, Pick, RxPort, Scratch, Stats, TxPort,
+};
 use crate::stats::{Drop, WorkerStats};
 use crate::wake::{Quiet, Waker};
 
@@ -352,15 +354,16 @@ impl Out {
     fn note(&mut self, frames: Range<u8>, source: u16, to: u16) -> bool {
         let place = self.ports.get(usize::from(to)).map(|port| port.place);
         match place.unwrap_or_default() {
-            Place::Here => self.note_here(frames, to, false),
-            Place::Echo { swap } => self.note_here(frames, source, swap),
+            Place::Here => self.note_here(frames, to, Edit::Keep),
+            Place::Echo { swap: false } => self.note_here(frames, source, Edit::Keep),
+            Place::Echo { swap: true } => self.note_here(frames, source, Edit::Swap),
             Place::There(worker) => self.note_remote(frames, worker, Some(to)),
             Place::Absent => false,
         }
     }
 
     #[inline]
-    fn note_here(&mut self, frames: Range<u8>, to: u16, swap: bool) -> bool {
+    fn note_here(&mut self, frames: Range<u8>, to: u16, edit: Edit) -> bool {
         // Only ports of ours: a frame noted elsewhere would haunt a later burst.
         let Some(Outgoing {
             place: Place::Here,
@@ -378,7 +381,7 @@ impl Out {
         }
         let mut noted = 0;
         for (place, frame) in places.iter_mut().zip(frames) {
-            *place = Pick { frame, swap };
+            *place = Pick { frame, edit };
             noted += 1;
         }
         group.len += noted;
@@ -483,7 +486,7 @@ impl Out {
             };
             match parcel.destination {
                 Some(port) if here(self, port) => {
-                    self.note_here(frame..frame + 1, port, false);
+                    self.note_here(frame..frame + 1, port, Edit::Keep);
                 }
                 Some(_) => self.stats.stray.add(1),
                 None => {
@@ -492,7 +495,7 @@ impl Out {
                             && port != parcel.source
                             && here(self, port)
                         {
-                            self.note_here(frame..frame + 1, port, false);
+                            self.note_here(frame..frame + 1, port, Edit::Keep);
                         }
                     }
                 }

@@ -7,7 +7,7 @@
 
 use vvu::memory::VolatileSlice;
 
-use super::burst::{BURST, Burst, Heads, PLAIN, Pick};
+use super::burst::{BURST, Burst, Edit, Heads, PLAIN, Pick};
 use super::flow;
 use super::offload::{self, Offload};
 use super::rings::{RingKind, Rings, Vhost};
@@ -278,10 +278,10 @@ fn send(
         let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
             continue;
         };
-        let swapped;
-        if pick.swap {
-            swapped = head.swapped();
-            head = &swapped;
+        let edited;
+        if pick.edit != Edit::Keep {
+            edited = head.edited(pick.edit);
+            head = &edited;
         }
         let offload = head.offload();
         if kind.accepts.takes(offload) {
