@@ -268,6 +268,17 @@ impl Heads {
     }
 }
 
+/// Which port of a worker a frame is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// The one of this number.
+    Port(u16),
+    /// The one of this number, whatever the rules: it watches another.
+    Monitor(u16),
+    /// All but the source.
+    All,
+}
+
 /// A frame on its way between workers.
 #[derive(Debug)]
 pub struct Parcel {
@@ -275,8 +286,12 @@ pub struct Parcel {
     pub mbuf: Mbuf,
     /// Number of the port it came from.
     pub source: u16,
-    /// Number of the port it goes to; `None` for all but the source.
-    pub destination: Option<u16>,
+    /// Where it goes.
+    pub to: To,
+    /// Its VLAN; 0 if it is in none.
+    pub vid: u16,
+    /// It may not go to isolated ports.
+    pub isolated: bool,
 }
 
 /// Where the bytes of a burst are.

@@ -16,7 +16,9 @@ mod rings;
 mod scratch;
 mod vhost;
 
-pub use burst::{Addresses, BURST, Body, Burst, Edit, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
+pub use burst::{
+    Addresses, BURST, Body, Burst, Edit, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick, To,
+};
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
 pub use scratch::Scratch;
