@@ -15,6 +15,7 @@ pub mod offload;
 mod rings;
 mod scratch;
 mod vhost;
+mod writer;
 
 pub use burst::{
     Addresses, BURST, Body, Burst, Edit, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick, To,
