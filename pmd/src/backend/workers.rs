@@ -433,7 +433,7 @@ fn halves(
     let null = TxPort::Null(Arc::clone(stats));
     Ok(match kind {
         PortKind::Vhost(_) => Some((
-            RxPort::Vhost(VhostRx { rings: rings() }),
+            RxPort::Vhost(VhostRx::new(rings())),
             TxPort::Vhost(VhostTx { rings: rings() }),
         )),
         PortKind::Null => Some((RxPort::None, null)),
