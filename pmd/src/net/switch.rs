@@ -74,6 +74,8 @@ struct Incoming {
 #[derive(Debug)]
 pub struct Switch {
     rx: Vec<Incoming>,
+    /// Place of the port to begin with.
+    first: usize,
     heads: Heads,
     inbox: Arc<Inbox>,
     parcels: Vec<Parcel>,
@@ -85,6 +87,7 @@ impl Switch {
     pub fn new(number: usize, shared: Shared, stats: Arc<WorkerStats>) -> Option<Self> {
         Some(Self {
             rx: Vec::new(),
+            first: 0,
             heads: Heads::default(),
             inbox: Arc::clone(shared.inboxes.get(number)?),
             parcels: Vec::with_capacity(BURST),
@@ -130,7 +133,7 @@ impl Switch {
         Some((&mut rx.rx, tx))
     }
 
-    /// Forwards everything there is now, up to a burst of each ring and of the inbox. Returns
+    /// Forwards everything there is now, up to a burst of each port and of the inbox. Returns
     /// whether there was anything. `now` counts seconds.
     #[inline]
     pub fn poll(&mut self, now: u32) -> bool {
@@ -138,12 +141,24 @@ impl Switch {
             self.out.now = now;
             self.out.shared.fdb.sweep(now);
         }
-        let mut worked = self.poll_inbox();
-        for Incoming { number, rx } in &mut self.rx {
+        let worked = self.poll_inbox();
+        // The first port that has something finds most room where all want to send. So the next
+        // round begins behind it.
+        let ports = self.rx.len();
+        let first = if self.first < ports { self.first } else { 0 };
+        let mut next = first;
+        let mut found = false;
+        let (before, after) = self.rx.split_at_mut(first);
+        for Incoming { number, rx } in after.iter_mut().chain(before) {
             let out = &mut self.out;
-            worked |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+            found |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+            next += usize::from(!found);
         }
-        worked
+        self.first = match next + 1 {
+            next if next < ports => next,
+            next => next.saturating_sub(ports),
+        };
+        worked | found
     }
 
     pub(super) fn poll_inbox(&mut self) -> bool {

@@ -11,6 +11,8 @@ use crate::port::{RxPort, Stats, TxPort};
 use crate::stats::{Drop, PortStats, WorkerStats};
 use crate::wake::Waker;
 
+#[path = "fair_tests.rs"]
+mod fair;
 #[path = "ruled_tests.rs"]
 mod ruled;
 
