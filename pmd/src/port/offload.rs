@@ -202,6 +202,26 @@ impl Offload {
         self.gso_type != 0
     }
 
+    /// The same for a frame whose Ethernet header became longer, or shorter, by `by` bytes.
+    pub fn moved(mut self, longer: bool, by: u16) -> Self {
+        if !self.needs_csum {
+            return self;
+        }
+        let moved = |at: u16| match longer {
+            true => at.checked_add(by),
+            false => at.checked_sub(by).filter(|&at| usize::from(at) >= ETHERNET),
+        };
+        let Some(csum_start) = moved(self.csum_start) else {
+            // What was asked for is about the part that is gone.
+            return Self::NONE;
+        };
+        self.csum_start = csum_start;
+        if self.is_large() {
+            self.headers = moved(self.headers).unwrap_or(self.headers);
+        }
+        self
+    }
+
     /// The header that asks for this.
     #[inline]
     pub fn emit(&self) -> [u8; HEADER] {
