@@ -14,7 +14,7 @@ use crate::mempool::{Mbuf, Mempool};
 use crate::port::{BURST, Burst, Head, Heads, Parcel, Pick, RxPort, Scratch, Stats, TxPort};
 use crate::stats::{Drop, WorkerStats};
 
-use crate::wake::{Quiet, Waker};
+use crate::wake::{Kicks, Quiet, Waker};
 
 /// Frames on their way to one worker.
 #[derive(Debug)]
@@ -103,6 +103,9 @@ impl Default for Outgoing {
 #[derive(Debug)]
 pub struct Switch {
     rx: Vec<Incoming>,
+    /// Places in `rx` of the ports that may have something, and how many rings of all rest.
+    awake: Vec<u16>,
+    resting: usize,
     heads: Heads,
     inbox: Arc<Inbox>,
     parcels: Vec<Parcel>,
@@ -128,6 +131,8 @@ impl Switch {
     pub fn new(number: usize, shared: Shared, stats: Arc<WorkerStats>) -> Option<Self> {
         Some(Self {
             rx: Vec::new(),
+            awake: Vec::new(),
+            resting: 0,
             heads: Heads::default(),
             inbox: Arc::clone(shared.inboxes.get(number)?),
             parcels: Vec::with_capacity(BURST),
@@ -165,6 +170,7 @@ impl Switch {
     pub fn add(&mut self, number: u16, rx: RxPort, tx: TxPort, stats: Stats) {
         self.place(number, Place::Here);
         self.rx.push(Incoming { number, rx });
+        self.refresh();
         if let Some(port) = self.out.ports.get_mut(usize::from(number)) {
             port.tx = Some(tx);
             port.stats = Some(stats);
@@ -176,6 +182,7 @@ impl Switch {
         self.place(number, Place::Absent);
         let at = self.rx.iter().position(|port| port.number == number);
         let rx = at.map(|at| self.rx.remove(at).rx);
+        self.refresh();
         let port = self.out.ports.get_mut(usize::from(number));
         let tx = port.and_then(|port| {
             port.stats = None;
@@ -200,9 +207,11 @@ impl Switch {
             self.out.shared.fdb.sweep(now);
         }
         let mut worked = self.poll_inbox();
-        for Incoming { number, rx } in &mut self.rx {
-            let out = &mut self.out;
-            worked |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+        for place in &self.awake {
+            if let Some(Incoming { number, rx }) = self.rx.get_mut(usize::from(*place)) {
+                let out = &mut self.out;
+                worked |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+            }
         }
         worked
     }
@@ -234,11 +243,35 @@ impl Switch {
         quiet.fold(Quiet::Kicked, Quiet::and)
     }
 
-    /// Asks all rings for no kicks, because the worker polls.
+    /// Asks all rings for no kicks, because the worker polls all of them.
     pub fn disable_kicks(&mut self) {
-        for port in &mut self.rx {
-            port.rx.disable_kicks();
-        }
+        self.rx.iter_mut().for_each(|port| port.rx.disable_kicks());
+        self.refresh();
+    }
+
+    /// Some time went by: rings that had nothing for a while ask for kicks, and are not polled.
+    pub fn rest(&mut self) {
+        self.rx.iter_mut().for_each(|port| port.rx.rest());
+        self.refresh();
+    }
+
+    /// These kicks came, or the worker does not sleep any more.
+    pub fn kicked(&mut self, kicks: &Kicks) {
+        self.rx.iter_mut().for_each(|port| port.rx.kicked(kicks));
+        self.refresh();
+    }
+
+    /// How many rings rest.
+    pub fn resting(&self) -> usize {
+        self.resting
+    }
+
+    fn refresh(&mut self) {
+        let ports = self.rx.iter().zip(0..);
+        let awake = ports.filter(|(port, _)| !port.rx.is_asleep());
+        self.awake.clear();
+        self.awake.extend(awake.map(|(_, place)| place));
+        self.resting = self.rx.iter().map(|port| port.rx.resting()).sum();
     }
 
     /// Whether frames from other workers wait.

@@ -14,7 +14,6 @@ use super::rings::{RingKind, Rings, Vhost};
 use super::scratch::Scratch;
 use crate::stats::Drop;
 use crate::vring::{Ring, Segments};
-use crate::wake::Quiet;
 
 /// Length of the longest header: with the number of merged buffers, at offset 10.
 const HEADER: usize = 12;
@@ -41,11 +40,18 @@ impl VhostRx {
         mut each: impl FnMut(&Burst<'_>) -> bool,
     ) -> bool {
         let Rings {
-            all, stats, name, ..
+            all,
+            polled,
+            stats,
+            name,
+            ..
         } = &mut self.rings;
         let mut worked = false;
         let mut broke = false;
-        for vhost in all.iter_mut().filter(|vhost| !vhost.broken) {
+        for place in polled.iter() {
+            let Some(vhost) = all.get_mut(usize::from(*place)) else {
+                continue;
+            };
             let taken = vhost.ring.take_burst(BURST);
             if taken > 0 {
                 worked = true;
@@ -77,27 +83,6 @@ impl VhostRx {
             self.rings.refresh();
         }
         worked
-    }
-
-    pub(super) fn enable_kicks(&mut self) -> Quiet {
-        let mut quiet = Quiet::Kicked;
-        for vhost in self.rings.all.iter_mut().filter(|vhost| !vhost.broken) {
-            vhost.ring.publish();
-            quiet = quiet.and(if vhost.ring.enable_kicks() {
-                Quiet::Busy
-            } else if vhost.watch.is_polled() {
-                Quiet::Polled
-            } else {
-                Quiet::Kicked
-            });
-        }
-        quiet
-    }
-
-    pub(super) fn disable_kicks(&mut self) {
-        for vhost in self.rings.all.iter_mut().filter(|vhost| !vhost.broken) {
-            vhost.ring.disable_kicks();
-        }
     }
 }
 
