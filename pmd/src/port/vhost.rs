@@ -70,8 +70,8 @@ impl VhostRx {
 }
 
 /// Takes what a guest has sent, shows it to `each`, and gives it back. Returns whether there was
-/// something.
-#[inline]
+/// something. Not inlined: what is around it would take registers from its loops.
+#[inline(never)]
 fn receive<F: Format>(
     ring: &mut RingOf<F>,
     kind: RingKind,
