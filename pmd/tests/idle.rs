@@ -24,7 +24,11 @@ fn idle_workers_sleep_and_wake() {
         (Polling::Adaptive, false, u64::MAX),
         (Polling::Adaptive, false, !ring::EVENT_IDX),
         (Polling::Adaptive, false, !ring::RING_PACKED),
-        (Polling::Adaptive, false, !(ring::RING_PACKED | ring::EVENT_IDX)),
+        (
+            Polling::Adaptive,
+            false,
+            !(ring::RING_PACKED | ring::EVENT_IDX),
+        ),
         (Polling::Adaptive, true, u64::MAX),
         (Polling::Interrupt, false, u64::MAX),
         (Polling::Interrupt, true, u64::MAX),
