@@ -74,6 +74,21 @@ impl Trio {
         Trio::start(lab, appliance, a, b, functions)
     }
 
+    /// The first line-up with these properties of both neighbours' cards.
+    pub fn boot_with(lab: Lab, pairs: u16, properties: &str) -> Result<Trio> {
+        let appliance = lab.appliance().functions(2).boot()?;
+        let boot = |name, number| {
+            lab.neighbour(name)
+                .via(&appliance, number)
+                .queue_pairs(pairs)
+                .mtu(9000)
+                .properties(properties)
+                .boot()
+        };
+        let (a, b) = (boot("a", 0)?, boot("b", 1)?);
+        Trio::start(lab, appliance, a, b, Vec::new())
+    }
+
     fn start(
         lab: Lab,
         appliance: Guest,
@@ -103,6 +118,44 @@ impl Trio {
     /// Waits until the neighbours are up and can talk in both directions.
     pub fn settle(&self) -> Result<()> {
         await_talk(&self.a, &self.b).with_context(|| format!("vvu says: {}", self.vvu.printed()))
+    }
+}
+
+/// What a card lacks that leaves everything to its driver.
+const PLAIN: &str = "mrg_rxbuf=off,csum=off,gso=off,host_tso4=off,host_tso6=off,host_ecn=off,\
+    guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off";
+
+/// An appliance whose `vvu` switches between three neighbours, with a kernel that knows every
+/// offload: two whose cards have all there is, and one whose card has next to nothing.
+pub struct Quartet {
+    /// The first two, and the appliance.
+    pub trio: Trio,
+    /// The third one.
+    pub plain: Guest,
+}
+
+impl Quartet {
+    /// Boots all four, the first two with packed rings in two queue pairs, and waits until they
+    /// can talk.
+    pub fn boot(lab: Lab) -> Result<Quartet> {
+        let appliance = lab.appliance().functions(3).boot()?;
+        let packed = |name, number| {
+            lab.neighbour(name)
+                .via(&appliance, number)
+                .queue_pairs(2)
+                .properties("packed=on")
+                .boot()
+        };
+        let (a, b) = (packed("a", 0)?, packed("b", 1)?);
+        let plain = lab
+            .neighbour("plain")
+            .via(&appliance, 2)
+            .properties(PLAIN)
+            .boot()?;
+        let trio = Trio::start(lab, appliance, a, b, Vec::new())?;
+        let quartet = Quartet { trio, plain };
+        await_talk(&quartet.trio.a, &quartet.plain)?;
+        Ok(quartet)
     }
 }
 
@@ -179,7 +232,9 @@ fn await_talk(a: &Guest, b: &Guest) -> Result<()> {
     b.ready()?;
     ensure!(
         traffic::answers_within(a, b, SETTLE)?,
-        "b does not answer a within {SETTLE:?}"
+        "{} does not answer {} within {SETTLE:?}",
+        b.name(),
+        a.name()
     );
     Ok(())
 }
