@@ -212,6 +212,14 @@ fn whatever_is_negotiated_frames_come_back_whole() {
         &["--queue-size", "4096", "--memory", "256M"],
         &["--rx-buffer", "200"],
         &["--max-size", "60"],
+        &["--packed"],
+        &["--packed", "--no-event-idx", "--no-indirect"],
+        &["--packed", "--no-mrg-rxbuf", "--regions", "3"],
+        &["--packed", "--queue-size", "100"],
+        &["--packed", "--no-protocol-features"],
+        &["--in-order"],
+        &["--packed", "--in-order", "--pairs", "3"],
+        &["--pairs", "4"],
     ] {
         let report = job(&path, &[&["verify", "--count", "300"], options].concat());
         let account = &report["verify"];
@@ -238,6 +246,10 @@ fn whatever_is_negotiated_frames_come_back_whole() {
                 !options.contains(&option),
                 "{options:?}: feature {bit}"
             );
+        }
+        for (option, bit) in [("--packed", 34), ("--in-order", 35)] {
+            let asked = options.contains(&option);
+            assert_eq!(has(bit), asked, "{options:?}: feature {bit}");
         }
     }
 }
@@ -488,6 +500,11 @@ fn dpdk_serves_it_too() {
         &["--no-event-idx", "--no-indirect", "--regions", "4"],
         &["--no-version-1"],
         &["--no-protocol-features"],
+        &["--packed"],
+        &["--packed", "--no-mrg-rxbuf", "--no-event-idx"],
+        &["--packed", "--no-indirect", "--queue-size", "100"],
+        &["--in-order"],
+        &["--packed", "--in-order"],
     ] {
         let report = job(&path, &[&["verify", "--count", "3000"], options].concat());
         let account = &report["verify"];

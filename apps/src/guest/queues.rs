@@ -5,7 +5,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vvu::memory::Area;
 use vvu::pci::DmaMemory;
 use vvu::protocol::Features;
-use vvu::virtqueue::{Buffer, DESCRIPTOR_LEN, QueueError, Ring, Used};
+use vvu::virtqueue::{self, Buffer, DESCRIPTOR_LEN, QueueError, Ring, Used};
 use vvu_pmd::net::feature;
 
 use super::GuestError;
@@ -26,8 +26,16 @@ impl Format {
         self.0 & bit != 0
     }
 
-    fn event_idx(self) -> bool {
-        self.has(Features::EVENT_IDX.bits())
+    fn ring(self) -> virtqueue::Format {
+        virtqueue::Format {
+            packed: self.has(Features::RING_PACKED.bits()),
+            event_idx: self.has(Features::EVENT_IDX.bits()),
+            in_order: self.in_order(),
+        }
+    }
+
+    fn in_order(self) -> bool {
+        self.has(Features::IN_ORDER.bits())
     }
 
     fn modern(self) -> bool {
@@ -69,7 +77,7 @@ impl Queue {
         format: Format,
     ) -> Result<Self, GuestError> {
         let bytes = memory.alloc(region, Ring::bytes(size), ALIGN)?;
-        let ring = Ring::new(&bytes, 0, size, format.event_idx());
+        let ring = Ring::new(&bytes, 0, size, format.ring());
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(io("make an eventfd"));
         Ok(Self {
             name,
@@ -91,10 +99,20 @@ impl Queue {
         }
     }
 
-    /// The indices between which the back-end must be: what it returned, and what it was given.
-    pub(super) fn bounds(&self) -> Result<(u16, u16), Fault> {
-        let low = self.ring.returned().map_err(|error| self.fault(error))?;
-        Ok((low, self.ring.published()))
+    /// Checks where the back-end says to have stopped: between what it returned and what it was
+    /// given.
+    pub(super) fn check_base(&self, found: u32) -> Result<(), Fault> {
+        let fault = |error| self.fault(error);
+        if self.ring.can_stop_at(found).map_err(fault)? {
+            return Ok(());
+        }
+        let (low, high) = self.ring.bounds().map_err(fault)?;
+        Err(Fault::Base {
+            ring: self.name,
+            found,
+            low,
+            high,
+        })
     }
 
     /// Publishes what was added and kicks if the back-end wants it.
@@ -355,7 +373,8 @@ impl Sender {
         for (n, buffer) in chain.iter().enumerate() {
             let next = (n + 1 < count).then_some(n as u16 + 1);
             let at = self.table + n * DESCRIPTOR_LEN;
-            bytes.write_slice(&buffer.descriptor(next), at).ok()?;
+            let entry = self.queue.ring.table_entry(buffer, next);
+            bytes.write_slice(&entry, at).ok()?;
         }
         let table = place.iova + self.table as u64;
         self.queue.ring.push_indirect(table, count as u16).ok()
@@ -379,10 +398,12 @@ impl Sender {
     pub(super) fn blast(&mut self, frame: &[u8], limit: u64) -> Result<u64, Fault> {
         let mut count = 0;
         while count < limit {
-            if let Some(used) = self.queue.take()? {
+            // Those that must go in order go in order with what is added.
+            let as_it_was = !self.format.in_order();
+            if as_it_was && let Some(used) = self.queue.take()? {
                 // The chain and its bytes are as they were.
                 self.queue.ring.again(used.head);
-            } else if self.idle.is_empty() || !self.add(frame, &[])? {
+            } else if as_it_was && self.idle.is_empty() || !self.add(frame, &[])? {
                 break;
             }
             count += 1;

@@ -70,7 +70,7 @@ impl Rig {
         let mut receive = Queue::new("receive", &mut memory, 0, SIZE, format)?;
         let mut transmit = Queue::new("transmit", &mut memory, 0, SIZE, format)?;
         let buffers = memory.alloc(0, bytes, 4096)?;
-        link.start(&memory, [&mut receive, &mut transmit])?;
+        link.start(&memory, [&mut receive, &mut transmit].into_iter())?;
         let rig = Self {
             link,
             memory,

@@ -359,6 +359,7 @@ impl Verifier {
         source: &mut Source,
         until: u64,
     ) -> Result<bool, GuestError> {
+        machine.turn()?;
         let mut count = 0;
         while count < BURST && self.next < until && machine.has_room()? {
             let cuts = source.fill(&mut self.frame);
