@@ -15,8 +15,9 @@ pub mod offload;
 mod rings;
 mod scratch;
 mod vhost;
+mod writer;
 
-pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
+pub use burst::{Addresses, BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
 pub use scratch::Scratch;
