@@ -42,6 +42,7 @@ pub(crate) struct Room {
     logs: PathBuf,
     qemu: Qemu,
     kernel: Kernel,
+    vvu: Option<PathBuf>,
     appliance_image: OnceCell<PathBuf>,
     neighbour_image: OnceCell<PathBuf>,
 }
@@ -76,7 +77,7 @@ impl Room {
         };
         if cell.get().is_none() {
             let path = self.path(name);
-            image::write(role, &self.kernel, &path)?;
+            image::write(role, &self.kernel, self.vvu.as_deref(), &path)?;
             return Ok(cell.get_or_init(|| path));
         }
         cell.get()
@@ -88,20 +89,25 @@ impl Room {
 impl Lab {
     /// An empty lab whose logs go to `target/vm-logs/<name>`. The first one may download a kernel and build QEMU.
     pub fn new(name: &str) -> Result<Lab> {
-        Lab::with(name, Qemu::get()?, Kernel::get()?)
+        Lab::with(name, Qemu::get()?, Kernel::get()?, None)
+    }
+
+    /// The same, with this `vvu` in its appliances: a static program.
+    pub fn with_vvu(name: &str, vvu: &Path) -> Result<Lab> {
+        Lab::with(name, Qemu::get()?, Kernel::get()?, Some(vvu.to_owned()))
     }
 
     /// The same with a kernel that knows every offload.
     pub fn newer(name: &str) -> Result<Lab> {
-        Lab::with(name, Qemu::get()?, Kernel::newer()?)
+        Lab::with(name, Qemu::get()?, Kernel::newer()?, None)
     }
 
     /// The same with a QEMU that nobody patched.
     pub fn stock(name: &str) -> Result<Lab> {
-        Lab::with(name, Qemu::stock()?, Kernel::get()?)
+        Lab::with(name, Qemu::stock()?, Kernel::get()?, None)
     }
 
-    fn with(name: &str, qemu: Qemu, kernel: Kernel) -> Result<Lab> {
+    fn with(name: &str, qemu: Qemu, kernel: Kernel, vvu: Option<PathBuf>) -> Result<Lab> {
         // A short path: the address of a UNIX socket has 108 bytes.
         let directory = tempfile::Builder::new()
             .prefix("vvu-")
@@ -117,6 +123,7 @@ impl Lab {
             logs,
             qemu,
             kernel,
+            vvu,
             appliance_image: OnceCell::new(),
             neighbour_image: OnceCell::new(),
         };

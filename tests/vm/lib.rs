@@ -76,4 +76,4 @@ pub use process::Process;
 pub use qemu::Qemu;
 pub use qmp::Qmp;
 pub use served::ServedFunction;
-pub use trio::{HostTrio, Quartet, Trio, start_vvu, start_vvu_with};
+pub use trio::{HostTrio, NO_OFFLOADS, Quartet, Trio, start_vvu, start_vvu_with};

@@ -121,8 +121,8 @@ impl Trio {
     }
 }
 
-/// What a card lacks that leaves everything to its driver.
-const PLAIN: &str = "mrg_rxbuf=off,csum=off,gso=off,host_tso4=off,host_tso6=off,host_ecn=off,\
+/// Properties of a card that leaves everything to its driver.
+pub const NO_OFFLOADS: &str = "csum=off,gso=off,host_tso4=off,host_tso6=off,host_ecn=off,\
     guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off";
 
 /// An appliance whose `vvu` switches between three neighbours, with a kernel that knows every
@@ -150,12 +150,40 @@ impl Quartet {
         let plain = lab
             .neighbour("plain")
             .via(&appliance, 2)
-            .properties(PLAIN)
+            .properties(&format!("mrg_rxbuf=off,{NO_OFFLOADS}"))
             .boot()?;
         let trio = Trio::start(lab, appliance, a, b, Vec::new())?;
         let quartet = Quartet { trio, plain };
         await_talk(&quartet.trio.a, &quartet.plain)?;
         Ok(quartet)
+    }
+
+    /// Puts neighbours whose VMMs know nothing of networks in the place of the first two, and
+    /// starts `vvu` again so that it serves their control queues, too.
+    pub fn without_shims(&mut self) -> Result<()> {
+        let trio = &mut self.trio;
+        trio.vvu.stop()?;
+        let ports = trio.appliance.functions().zip(["control", "control", ""]);
+        let ports: Vec<String> = ports
+            .zip(4..)
+            .map(|((bdf, control), number)| match control {
+                "" => format!("vvu:{bdf}"),
+                // Hardware addresses are those of the neighbours to come.
+                control => format!("vvu:{bdf},{control},pairs=2,mac=52:54:00:77:00:{number:02x}"),
+            })
+            .collect();
+        trio.vvu = start_vvu_with(&trio.appliance, &ports)?;
+        for (number, name) in ["bare-a", "bare-b"].into_iter().enumerate() {
+            // Its turn comes when the one before it has ended.
+            let bare = trio.lab.neighbour(name).via(&trio.appliance, number);
+            let bare = bare.queue_pairs(2).bare().boot()?;
+            match number {
+                0 => trio.a = bare,
+                _ => trio.b = bare,
+            }
+        }
+        trio.settle()?;
+        await_talk(&trio.a, &self.plain)
     }
 }
 

@@ -25,7 +25,10 @@ mod feature {
     pub(super) const GUEST_TSO4: u64 = 1 << 7;
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     pub(super) const MRG_RXBUF: u64 = 1 << 15;
+    pub(super) const CTRL_VQ: u64 = 1 << 17;
     pub(super) const RING_PACKED: u64 = 1 << 34;
+    /// HOST_USO and GUEST_USO4.
+    pub(super) const USO: u64 = 1 << 56 | 1 << 54;
     /// What makes long frames pass as they are.
     pub(super) const LONG: u64 = CSUM | GUEST_CSUM | GUEST_TSO4 | HOST_TSO4;
 }
@@ -148,7 +151,94 @@ pub(crate) fn plain_neighbour(stage: &mut Stage) -> Result<()> {
     checksums_hold(quartet)
 }
 
-/// `vvu` dies without a word and is started again: packed rings go on where they were.
-pub(crate) fn packed_vvu_killed(stage: &mut Stage) -> Result<()> {
-    appliance::kill_vvu(&mut stage.quartet()?.trio)
+/// No VMM stands between: the driver has the back-end's control queue, and leaves the
+/// segmentation of UDP to it, which no VMM's own card for vhost-user offers.
+pub(crate) fn all_queues(stage: &mut Stage) -> Result<()> {
+    const WANTED: u64 = feature::CTRL_VQ | feature::USO | feature::LONG | feature::RING_PACKED;
+    let quartet = stage.quartet()?;
+    quartet.without_shims()?;
+    let trio = &quartet.trio;
+    for guest in [&trio.a, &trio.b] {
+        let features = guest.features()?;
+        ensure!(
+            features & WANTED == WANTED,
+            "{} lacks features: {features:#x}",
+            guest.name()
+        );
+    }
+    appliance::queue_pairs_in_use(trio)?;
+    // Each of these is a command that the driver waits for.
+    for change in [
+        &["promisc", "on"][..],
+        &["promisc", "off"],
+        &["allmulticast", "on"],
+        &["address", "52:54:00:77:00:a1"],
+    ] {
+        let argv = [&["ip", "link", "set", "dev", "eth0"], change].concat();
+        trio.a.run(&argv)?;
+    }
+    let complaints = trio.a.run(&["dmesg"])?.stdout;
+    let complaint = complaints
+        .lines()
+        .find(|line| line.contains("Failed to set"));
+    ensure!(complaint.is_none(), "the driver says {complaint:?}");
+    let said = traffic::ping(&trio.b, &trio.a, 56, 20)?;
+    ensure!(
+        said.lost() == 0,
+        "{} pings to a new address are lost",
+        said.lost()
+    );
+    let [sender, receiver] = counted(&trio.a, &trio.b, 16 * MIB)?;
+    let (sent, received) = (sender.mean().0, receiver.mean().1);
+    ensure!(
+        sent > 2 * FRAME && received > 2 * FRAME,
+        "no long frames: {sent} bytes each were sent, {received} received"
+    );
+    Ok(())
+}
+
+/// Datagrams that a guest's kernel hands over as one frame arrive as one frame, or as many where
+/// the receiver takes no other, and each of them is what was sent.
+pub(crate) fn long_datagrams_cross(stage: &mut Stage) -> Result<()> {
+    let shape = |seed| Datagrams {
+        count: 2000,
+        burst: 40,
+        size: 1400,
+        seed,
+    };
+    let quartet = stage.quartet()?;
+    let (a, b, plain) = (&quartet.trio.a, &quartet.trio.b, &quartet.plain);
+    for (from, to, merge) in [
+        (a, b, true),
+        (b, a, false),
+        (b, plain, true),
+        (plain, b, false),
+    ] {
+        let before = [from.counters()?, to.counters()?];
+        let report = traffic::udp(from, to, shape(u64::from(merge)), merge)?;
+        let sent = from.counters()?.since(&before[0]).mean().0;
+        let received = to.counters()?.since(&before[1]);
+        if from.name() != plain.name() {
+            ensure!(
+                sent > 4 * FRAME,
+                "{}: {sent} bytes each were sent",
+                from.name()
+            );
+        }
+        if to.name() == plain.name() {
+            ensure!(
+                received.received_bytes <= received.received * FRAME,
+                "long frames arrived: {received:?}"
+            );
+        } else if from.name() != plain.name() {
+            let mean = received.mean().1;
+            ensure!(mean > 4 * FRAME, "{}: {mean} bytes each arrived", to.name());
+            ensure!(
+                !merge || report.largest > 4 * FRAME,
+                "the application got at most {} bytes at once",
+                report.largest
+            );
+        }
+    }
+    checksums_hold(quartet)
 }
