@@ -220,6 +220,8 @@ fn whatever_is_negotiated_frames_come_back_whole() {
         &["--in-order"],
         &["--packed", "--in-order", "--pairs", "3"],
         &["--pairs", "4"],
+        &["--offloads"],
+        &["--offloads", "--packed", "--no-mrg-rxbuf"],
     ] {
         let report = job(&path, &[&["verify", "--count", "300"], options].concat());
         let account = &report["verify"];
@@ -251,6 +253,35 @@ fn whatever_is_negotiated_frames_come_back_whole() {
             let asked = options.contains(&option);
             assert_eq!(has(bit), asked, "{options:?}: feature {bit}");
         }
+    }
+}
+
+#[test]
+fn what_is_left_to_others_is_done_by_somebody() {
+    let scratch = Scratch::new("offloads");
+    let (a, b) = (scratch.path("a"), scratch.path("b"));
+    let _net = net(&[&unix(&a), &unix(&b)]);
+    let verify = ["verify", "--count", "2000"];
+    for (one, other, passes) in [
+        (&["--offloads"][..], &["--offloads"][..], true),
+        (&["--offloads", "--packed"], &[], false),
+        (&["--offloads"], &["--packed", "--no-mrg-rxbuf"], false),
+        (
+            &["--offloads", "--no-mrg-rxbuf"],
+            &["--offloads", "--packed", "--in-order"],
+            true,
+        ),
+    ] {
+        let there = start(&b, &[&verify, other].concat());
+        let here = job(&a, &[&verify, one].concat());
+        let (code, there) = there.report();
+        assert_eq!(code, 0, "{one:?} {other:?}: {there}");
+        for (mine, theirs) in [(&here, &there), (&there, &here)] {
+            assert_eq!(mine["verify"]["sent"], theirs["verify"]["received"]);
+        }
+        // As they are for those who take them, in pieces for others.
+        let long = number(&there["verify"]["long"]);
+        assert_eq!(long > 0, passes, "{one:?} {other:?}: {there}");
     }
 }
 

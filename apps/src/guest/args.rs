@@ -82,6 +82,11 @@ pub(crate) struct Options {
     #[arg(long, global = true, help_heading = HEADING)]
     pub(crate) in_order: bool,
 
+    /// Leave checksums and segmentation to the other side, and take frames that are left to us:
+    /// `verify` then sends TCP and UDP of up to 64 KiB, too
+    #[arg(long, global = true, help_heading = HEADING)]
+    pub(crate) offloads: bool,
+
     /// Bytes of a receive buffer. Default: 2048, or a whole frame where buffers are not merged
     #[arg(long, global = true, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(128..=65535), help_heading = HEADING)]
     pub(crate) rx_buffer: Option<u32>,

@@ -14,6 +14,7 @@ use super::error::{Fault, GuestError, io};
 use super::link::{Link, NetSpace, Wanted};
 use super::memory::Memory;
 use super::queues::{Format, Queue, Receiver, Sender};
+use super::wrap::{self, Request};
 use crate::port::Mac;
 use crate::signals::Shutdown;
 
@@ -131,12 +132,17 @@ impl<'a> Machine<'a> {
         let space = link.space()?;
         let format = Format(link.features);
         let (mac, max_frame) = card(space, format, options);
+        // With offloads, frames are as long as packets can be.
+        let longest = match options.offloads {
+            true => wrap::LONGEST,
+            false => max_frame,
+        };
         let buffer_len = options.rx_buffer.unwrap_or(match format.mergeable() {
             true => 2048,
-            false => ((max_frame + format.header()) as u32).max(2048),
+            false => ((longest + format.header()) as u32).max(2048),
         });
         let size = options.queue_size;
-        let pair = Receiver::bytes(size, buffer_len) + Sender::bytes(size, max_frame);
+        let pair = Receiver::bytes(size, buffer_len) + Sender::bytes(size, longest);
         // What does not fit a region exactly, is lost there.
         let waste = u64::from(options.regions) * (pair / 8 + 16384);
         let needed = u64::from(options.pairs) * pair + waste;
@@ -151,7 +157,7 @@ impl<'a> Machine<'a> {
         for _ in 0..options.pairs {
             pairs.push(Pair {
                 receiver: Receiver::new(&mut memory, size, buffer_len, format)?,
-                sender: Sender::new(&mut memory, size, max_frame, format)?,
+                sender: Sender::new(&mut memory, size, longest, format)?,
             });
         }
         link.start(&memory, queues_mut(&mut pairs))?;
@@ -256,13 +262,13 @@ impl<'a> Machine<'a> {
         &mut self,
         budget: usize,
         snap: usize,
-        mut each: impl FnMut(&[u8], usize),
+        mut each: impl FnMut(&[u8], usize, &Request),
     ) -> Result<usize, GuestError> {
         let (mut bytes, mut count) = (0, 0);
         for pair in &mut self.pairs {
-            count += pair.receiver.poll(budget, snap, |frame, len| {
+            count += pair.receiver.poll(budget, snap, |frame, len, request| {
                 bytes += len as u64;
-                each(frame, len);
+                each(frame, len, request);
             })?;
         }
         self.received.add(count as u64, bytes);
@@ -277,7 +283,17 @@ impl<'a> Machine<'a> {
     /// Adds a frame, cut into pieces (see [`Sender::add`]); `false` if there is no room. It goes
     /// with the next [`Machine::flush`].
     pub(super) fn add(&mut self, frame: &[u8], cuts: &[usize]) -> Result<bool, GuestError> {
-        let added = self.sender().add(frame, cuts)?;
+        self.add_with(&wrap::NONE, frame, cuts)
+    }
+
+    /// The same with something left to do.
+    pub(super) fn add_with(
+        &mut self,
+        request: &Request,
+        frame: &[u8],
+        cuts: &[usize],
+    ) -> Result<bool, GuestError> {
+        let added = self.sender().add(request, frame, cuts)?;
         if added {
             self.sent.add(1, frame.len() as u64);
         }
@@ -495,7 +511,12 @@ fn nobody(socket: &Socket, options: &Options) -> GuestError {
 /// The features to accept.
 pub(super) fn wanted(options: &Options) -> Wanted {
     let version_1 = Features::VERSION_1.bits();
-    let mut features = feature::MAC | feature::MTU;
+    let offloads = if options.offloads {
+        wrap::feature::ALL
+    } else {
+        0
+    };
+    let mut features = feature::MAC | feature::MTU | offloads;
     for (bit, refused) in [
         (version_1, options.no_version_1),
         (Features::EVENT_IDX.bits(), options.no_event_idx),

@@ -7,7 +7,7 @@
 //!
 //! `memory` is what is shared, `queues` the driver of the two rings, `link` one connection,
 //! `machine` all of that as jobs see it, over reconnects. `frames` is what the jobs send each
-//! other.
+//! other, `wrap` the packets around them where offloads are tried.
 
 mod abuse;
 pub(crate) mod args;
@@ -20,6 +20,7 @@ mod machine;
 mod memory;
 mod queues;
 pub(crate) mod report;
+mod wrap;
 
 use std::process::ExitCode;
 

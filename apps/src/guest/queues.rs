@@ -11,6 +11,7 @@ use vvu_pmd::net::feature;
 use super::GuestError;
 use super::error::{Fault, io};
 use super::memory::Memory;
+use super::wrap::{self, Request};
 
 /// Most pieces that a frame to send is cut into.
 pub(super) const MAX_PIECES: usize = 8;
@@ -184,13 +185,13 @@ impl Receiver {
         (self.queue.ring.size(), self.buffer_len)
     }
 
-    /// Takes up to `budget` frames and shows `each` one's length and at least its first `snap`
-    /// bytes, if it has that many. Their buffers go back to the back-end.
+    /// Takes up to `budget` frames and shows `each` one's length, what is left to do with it, and at
+    /// least its first `snap` bytes, if it has that many. Their buffers go back to the back-end.
     pub(super) fn poll(
         &mut self,
         budget: usize,
         snap: usize,
-        mut each: impl FnMut(&[u8], usize),
+        mut each: impl FnMut(&[u8], usize, &Request),
     ) -> Result<usize, Fault> {
         let mut count = 0;
         while count < budget
@@ -198,7 +199,7 @@ impl Receiver {
         {
             let header = self.format.header();
             self.frame.clear();
-            let merged = self.header(used.head, used.len)?;
+            let (merged, request) = self.header(used.head, used.len)?;
             let mut len = self.copy(used.head, header, used.len, snap)?;
             self.queue.ring.again(used.head);
             for there in 1..merged {
@@ -208,7 +209,7 @@ impl Receiver {
                 len += self.copy(more.head, 0, more.len, snap)?;
                 self.queue.ring.again(more.head);
             }
-            each(&self.frame, len);
+            each(&self.frame, len, &request);
             count += 1;
         }
         if count > 0 {
@@ -217,8 +218,9 @@ impl Receiver {
         Ok(count)
     }
 
-    /// Checks the header of a frame whose first buffer has `len` bytes; how many buffers it has.
-    fn header(&self, head: u16, len: u32) -> Result<u16, Fault> {
+    /// Checks the header of a frame whose first buffer has `len` bytes; how many buffers it has,
+    /// and what is left to do.
+    fn header(&self, head: u16, len: u32) -> Result<(u16, Request), Fault> {
         let mut bytes = [0; 12];
         let header = bytes.get_mut(..self.format.header()).unwrap_or_default();
         if header.len() >= len as usize {
@@ -227,14 +229,15 @@ impl Receiver {
         if let Some(buffer) = self.buffers.get(usize::from(head)) {
             buffer.slice().copy_to(header);
         }
-        let [flags, gso, .., low, high] = bytes;
-        if flags != 0 || gso != 0 {
+        let [request @ .., low, high] = bytes;
+        if !wrap::may_arrive(self.format.0, &request) {
+            let [flags, gso, ..] = request;
             return Err(Fault::Offload { flags, gso });
         }
         match u16::from_le_bytes([low, high]) {
-            _ if !self.format.mergeable() => Ok(1),
+            _ if !self.format.mergeable() => Ok((1, request)),
             0 => Err(Fault::Merged { found: 0, there: 1 }),
-            merged => Ok(merged),
+            merged => Ok((merged, request)),
         }
     }
 
@@ -275,7 +278,6 @@ pub(super) struct Sender {
     place_of: Box<[u16]>,
     /// Where in a place an indirect table is.
     table: usize,
-    zeroes: [u8; 12],
 }
 
 impl Sender {
@@ -306,7 +308,6 @@ impl Sender {
             idle: (0..size).rev().collect(),
             place_of: vec![0; usize::from(size)].into(),
             table: (12 + max_frame).next_multiple_of(16),
-            zeroes: [0; 12],
         })
     }
 
@@ -318,16 +319,21 @@ impl Sender {
         Ok(!self.idle.is_empty() && self.queue.ring.free() >= MAX_PIECES)
     }
 
-    /// Adds a frame, in a chain that is cut at `cuts` (ascending, counted from the header's
-    /// beginning). `false` if there is no room.
-    pub(super) fn add(&mut self, frame: &[u8], cuts: &[usize]) -> Result<bool, Fault> {
+    /// Adds a frame with what is left to do, in a chain that is cut at `cuts` (ascending, counted
+    /// from the header's beginning). `false` if there is no room.
+    pub(super) fn add(
+        &mut self,
+        request: &Request,
+        frame: &[u8],
+        cuts: &[usize],
+    ) -> Result<bool, Fault> {
         if self.idle.is_empty() || self.queue.ring.free() < MAX_PIECES {
             self.reclaim()?;
         }
         let Some(number) = self.idle.pop() else {
             return Ok(false);
         };
-        match self.fill(number, frame, cuts) {
+        match self.fill(number, request, frame, cuts) {
             Some(head) => {
                 if let Some(place) = self.place_of.get_mut(usize::from(head)) {
                     *place = number;
@@ -341,11 +347,18 @@ impl Sender {
         }
     }
 
-    fn fill(&mut self, number: u16, frame: &[u8], cuts: &[usize]) -> Option<u16> {
+    fn fill(
+        &mut self,
+        number: u16,
+        request: &Request,
+        frame: &[u8],
+        cuts: &[usize],
+    ) -> Option<u16> {
         let place = self.places.get(usize::from(number))?;
         let header = self.format.header();
         let bytes = place.bytes.slice();
-        bytes.write_slice(self.zeroes.get(..header)?, 0).ok()?;
+        bytes.write_slice(request, 0).ok()?;
+        bytes.write_slice(&[0, 0], request.len()).ok()?;
         bytes.write_slice(frame, header).ok()?;
         let end = header + frame.len();
         let mut chain = [Buffer {
@@ -403,7 +416,7 @@ impl Sender {
             if as_it_was && let Some(used) = self.queue.take()? {
                 // The chain and its bytes are as they were.
                 self.queue.ring.again(used.head);
-            } else if as_it_was && self.idle.is_empty() || !self.add(frame, &[])? {
+            } else if as_it_was && self.idle.is_empty() || !self.add(&wrap::NONE, frame, &[])? {
                 break;
             }
             count += 1;

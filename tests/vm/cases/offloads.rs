@@ -171,7 +171,6 @@ pub(crate) fn all_queues(stage: &mut Stage) -> Result<()> {
     for change in [
         &["promisc", "on"][..],
         &["promisc", "off"],
-        &["allmulticast", "on"],
         &["address", "52:54:00:77:00:a1"],
     ] {
         let argv = [&["ip", "link", "set", "dev", "eth0"], change].concat();
