@@ -360,7 +360,8 @@ fn a_back_end_may_be_killed_and_started_again() {
     let ports = ports.each_ref().map(String::as_str);
     let first = net(&ports);
     let verify = ["verify", "--seconds", "4", "--reconnect", "--progress"];
-    let mut jobs = [&a, &b].map(|path| start(path, &verify));
+    let mut jobs = [(&a, "--packed"), (&b, "--no-indirect")]
+        .map(|(path, format)| start(path, &[&verify[..], &[format]].concat()));
     for job in &mut jobs {
         assert!(job.line().contains("progress"));
     }

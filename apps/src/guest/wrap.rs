@@ -262,11 +262,10 @@ impl Unwrapper {
         if header.get(..4) != Some(&PORTS) {
             return Ok(Found::Bare);
         }
-        let kind = match (gso, udp, ipv6) {
-            (0, ..) => true,
-            (GSO_TCP4, false, false) | (GSO_TCP6, false, true) | (GSO_UDP, true, _) => true,
-            _ => false,
-        };
+        let kind = matches!(
+            (gso, udp, ipv6),
+            (0, ..) | (GSO_TCP4, false, false) | (GSO_TCP6, false, true) | (GSO_UDP, true, _)
+        );
         if !kind {
             return Err("segmentation of another kind than the packet is");
         }

@@ -137,7 +137,7 @@ pub(crate) fn receive(port: u16, shape: Datagrams, merge: bool) -> Result<UdpRep
             }
         }
         report.micros = start.elapsed().as_micros() as u64;
-        if report.datagrams % burst == 0 {
+        if report.datagrams.is_multiple_of(burst) {
             let answer = u32::try_from(report.datagrams)?.to_le_bytes();
             socket.send_to(&answer, from).context("answering")?;
         }

@@ -181,6 +181,8 @@ pub(crate) fn all_queues(stage: &mut Stage) -> Result<()> {
         .lines()
         .find(|line| line.contains("Failed to set"));
     ensure!(complaint.is_none(), "the driver says {complaint:?}");
+    // Nobody has told it.
+    trio.b.run(&["ip", "neigh", "flush", "dev", "eth0"])?;
     let said = traffic::ping(&trio.b, &trio.a, 56, 20)?;
     ensure!(
         said.lost() == 0,
@@ -206,6 +208,7 @@ pub(crate) fn long_datagrams_cross(stage: &mut Stage) -> Result<()> {
         seed,
     };
     let quartet = stage.quartet()?;
+    quartet.without_shims()?;
     let (a, b, plain) = (&quartet.trio.a, &quartet.trio.b, &quartet.plain);
     for (from, to, merge) in [
         (a, b, true),
