@@ -406,6 +406,11 @@ fn exit_codes_tell_what_is_wrong() {
         assert!(said.contains("nobody"), "{name}: {said}");
     }
 
+    let greedy = output(&[&lost[..6], &["ping", "--pairs", "100"]].concat());
+    let said = String::from_utf8(greedy.stderr).unwrap();
+    assert_eq!(greedy.status.code(), Some(3), "{said}");
+    assert!(said.contains("--pairs 100 is too many"), "{said}");
+
     // A back-end that goes away for good.
     let mut sink = start(&path, &["sink", "--progress"]);
     assert!(sink.line().contains("progress"));
