@@ -22,9 +22,17 @@ pub mod feature {
     pub const HOST_TSO6: u64 = 1 << 12;
     /// VIRTIO_NET_F_HOST_ECN: and carry congestion marks.
     pub const HOST_ECN: u64 = 1 << 13;
-    /// All of these.
-    pub const OFFLOADS: u64 =
-        CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | HOST_TSO4 | HOST_TSO6 | HOST_ECN;
+    /// VIRTIO_NET_F_GUEST_USO4: from us, several UDP datagrams over IPv4 may come as one.
+    pub const GUEST_USO4: u64 = 1 << 54;
+    /// VIRTIO_NET_F_GUEST_USO6: the same over IPv6.
+    pub const GUEST_USO6: u64 = 1 << 55;
+    /// VIRTIO_NET_F_HOST_USO: to us, over either.
+    pub const HOST_USO: u64 = 1 << 56;
+    /// What a driver takes from us as it is.
+    pub const GUEST_OFFLOADS: u64 =
+        GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6;
+    /// That, and what a driver may leave to us.
+    pub const OFFLOADS: u64 = GUEST_OFFLOADS | CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
     /// VIRTIO_NET_F_MTU: the configuration space has the MTU.
     pub const MTU: u64 = 1 << 3;
     /// VIRTIO_NET_F_MAC: the configuration space has an address.
@@ -95,6 +103,8 @@ impl NetConfig {
                 tso4: has(feature::GUEST_TSO4),
                 tso6: has(feature::GUEST_TSO6),
                 ecn: has(feature::GUEST_ECN),
+                uso4: has(feature::GUEST_USO4),
+                uso6: has(feature::GUEST_USO6),
             },
         }
     }

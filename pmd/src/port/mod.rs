@@ -11,6 +11,7 @@
 mod burst;
 pub mod flow;
 mod generator;
+mod headers;
 pub mod offload;
 mod rings;
 mod scratch;
