@@ -224,7 +224,7 @@ impl MockNet {
             };
             let mut bytes = self.guest.read(addr, len);
             let merged = match self.header {
-                12 => u16::from_le_bytes(bytes[10..12].try_into().unwrap()),
+                12 | 20 => u16::from_le_bytes(bytes[10..12].try_into().unwrap()),
                 _ => 1,
             };
             let asked = bytes[..10].try_into().unwrap();

@@ -5,12 +5,16 @@
 //! A switch spans all workers: each has a [`Switch`] with the ports it owns, and they share the
 //! table of learned addresses ([`Fdb`]) and queues to each other.
 
+mod control;
+mod controls;
 mod device;
 mod fdb;
 mod switch;
 #[cfg(test)]
 mod tests;
 
+pub use control::Control;
+pub use controls::ControlPort;
 pub use device::{NetConfig, feature};
 pub use fdb::Fdb;
 pub use switch::{Inbox, Place, Shared, Switch};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 use vvu::memory::VolatileSlice;
 
+use super::controls::{ControlPort, Controls};
 use super::fdb::{Fdb, is_group};
 use crate::mempool::{Mbuf, Mempool};
 use crate::port::{BURST, Burst, Head, Heads, Parcel, Pick, RxPort, Scratch, Stats, TxPort};
@@ -103,6 +104,7 @@ impl Default for Outgoing {
 #[derive(Debug)]
 pub struct Switch {
     rx: Vec<Incoming>,
+    controls: Controls,
     heads: Heads,
     inbox: Arc<Inbox>,
     parcels: Vec<Parcel>,
@@ -128,6 +130,7 @@ impl Switch {
     pub fn new(number: usize, shared: Shared, stats: Arc<WorkerStats>) -> Option<Self> {
         Some(Self {
             rx: Vec::new(),
+            controls: Controls::default(),
             heads: Heads::default(),
             inbox: Arc::clone(shared.inboxes.get(number)?),
             parcels: Vec::with_capacity(BURST),
@@ -174,6 +177,7 @@ impl Switch {
     /// Owns port `number` no longer.
     pub fn remove(&mut self, number: u16) -> (Option<RxPort>, Option<TxPort>) {
         self.place(number, Place::Absent);
+        self.controls.remove(number);
         let at = self.rx.iter().position(|port| port.number == number);
         let rx = at.map(|at| self.rx.remove(at).rx);
         let port = self.out.ports.get_mut(usize::from(number));
@@ -187,8 +191,28 @@ impl Switch {
     /// The halves of a port that this worker owns.
     pub fn port(&mut self, number: u16) -> Option<(&mut RxPort, &mut TxPort)> {
         let rx = self.rx.iter_mut().find(|port| port.number == number)?;
-        let tx = self.out.ports.get_mut(usize::from(number))?.tx.as_mut()?;
-        Some((&mut rx.rx, tx))
+        Some((&mut rx.rx, self.out.tx(number)?))
+    }
+
+    /// Serves a control queue of port `number`, which this worker owns.
+    pub fn add_control(&mut self, number: u16, control: ControlPort) {
+        self.controls.add(number, control);
+    }
+
+    /// The control queue of port `number`, if it has one.
+    pub fn control(&mut self, number: u16) -> Option<&mut ControlPort> {
+        self.controls.get(number)
+    }
+
+    /// Forgets what the driver of port `number` said on its control queue, if it has one: the
+    /// next accepted `features`.
+    pub fn negotiate(&mut self, number: u16, features: u64) {
+        if let Some(control) = self.controls.get(number)
+            && let Some(tx) = self.out.tx(number)
+        {
+            control.control().negotiate(features);
+            control.apply(tx);
+        }
     }
 
     /// Forwards everything there is now, up to a burst of each ring and of the inbox. Returns
@@ -204,7 +228,13 @@ impl Switch {
             let out = &mut self.out;
             worked |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
         }
+        let out = &mut self.out;
         worked
+            | self.controls.poll(|number, control| {
+                if let Some(tx) = out.tx(number) {
+                    control.apply(tx);
+                }
+            })
     }
 
     pub(super) fn poll_inbox(&mut self) -> bool {
@@ -231,7 +261,7 @@ impl Switch {
     /// Asks all rings for kicks, because the worker is about to sleep.
     pub fn enable_kicks(&mut self) -> Quiet {
         let quiet = self.rx.iter_mut().map(|port| port.rx.enable_kicks());
-        quiet.fold(Quiet::Kicked, Quiet::and)
+        quiet.fold(self.controls.enable_kicks(), Quiet::and)
     }
 
     /// Asks all rings for no kicks, because the worker polls.
@@ -239,6 +269,7 @@ impl Switch {
         for port in &mut self.rx {
             port.rx.disable_kicks();
         }
+        self.controls.disable_kicks();
     }
 
     /// Whether frames from other workers wait.
@@ -265,6 +296,10 @@ struct Tally {
 }
 
 impl Out {
+    fn tx(&mut self, number: u16) -> Option<&mut TxPort> {
+        self.ports.get_mut(usize::from(number))?.tx.as_mut()
+    }
+
     /// Sends a burst from port `source` where it belongs. Returns whether anybody was there.
     #[inline]
     fn forward(&mut self, source: u16, burst: &Burst<'_>) -> bool {

@@ -9,18 +9,24 @@
 //! This room knows no switch, no sessions and no threads.
 
 mod burst;
+mod control;
+pub mod filter;
 pub mod flow;
 mod generator;
 mod headers;
 pub mod offload;
 mod rings;
+pub mod rss;
 mod scratch;
+mod steering;
 mod vhost;
 
 pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
+pub use control::ControlQueue;
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
 pub use scratch::Scratch;
+pub use steering::{Policy, Steering};
 pub use vhost::{VhostRx, VhostTx};
 
 use std::sync::Arc;

@@ -7,17 +7,20 @@
 
 use vvu::memory::VolatileSlice;
 
-use super::burst::{BURST, Burst, Heads, PLAIN, Pick};
+use super::burst::{BURST, Burst, HEAD, Heads, PLAIN, Pick};
 use super::flow;
 use super::offload::{self, Offload};
 use super::rings::{RingKind, Rings, Vhost};
 use super::scratch::Scratch;
+use super::steering::{Left, NOWHERE, Policy};
 use crate::stats::Drop;
 use crate::vring::{Ring, Segments};
 use crate::wake::Quiet;
 
-/// Length of the longest header: with the number of merged buffers, at offset 10.
+/// Length of the longest header without a hash: with the number of merged buffers, at offset 10.
 const HEADER: usize = 12;
+/// What HASH_REPORT adds to it.
+const REPORT: usize = 8;
 
 /// What comes from a guest.
 #[derive(Debug)]
@@ -167,18 +170,31 @@ fn read_header(pieces: Segments<'_>) -> [u8; offload::HEADER] {
 pub struct VhostTx {
     /// Its receive queues (even indices).
     pub rings: Rings,
+    /// What it asked for by its control queue.
+    pub(super) policy: Option<Box<Policy>>,
 }
 
 /// What became of frames to send.
 #[derive(Default)]
-struct Sent {
-    packets: u64,
-    bytes: u64,
+pub(super) struct Sent<'p> {
+    pub(super) packets: u64,
+    pub(super) bytes: u64,
     full: u64,
-    small: u64,
+    pub(super) small: u64,
+    left: Left,
+    /// What to tell the guest of each frame.
+    policy: Option<&'p Policy>,
 }
 
 impl VhostTx {
+    /// With these rings, for a guest that has not asked for anything.
+    pub fn new(rings: Rings) -> Self {
+        Self {
+            rings,
+            policy: None,
+        }
+    }
+
     pub(super) fn tx_burst(
         &mut self,
         burst: &Burst<'_>,
@@ -188,6 +204,7 @@ impl VhostTx {
         let mut sent = Sent::default();
         let delivered = match self.rings.live.as_slice() {
             [] => false,
+            _ if self.policy.is_some() => self.steer(burst, picks, scratch, &mut sent),
             [only] => {
                 let only = usize::from(*only);
                 self.deliver(only, burst, picks, scratch, &mut sent)
@@ -200,6 +217,8 @@ impl VhostTx {
             stats.tx_bytes.add(sent.bytes);
             stats.dropped(Drop::RingFull, sent.full);
             stats.dropped(Drop::SmallBuffer, sent.small);
+            stats.dropped(Drop::Filtered, sent.left.filtered);
+            stats.dropped(Drop::NoRing, sent.left.no_ring);
         } else {
             stats.dropped(Drop::NoRing, picks.len() as u64);
         }
@@ -212,26 +231,64 @@ impl VhostTx {
         burst: &Burst<'_>,
         picks: &[Pick],
         scratch: &mut Scratch,
-        sent: &mut Sent,
+        sent: &mut Sent<'_>,
     ) -> bool {
         let live = self.rings.live.len();
-        let mut queues = [u16::MAX; BURST];
+        let mut queues = [NOWHERE; BURST];
         for (queue, pick) in queues.iter_mut().zip(picks) {
             if let Some(head) = burst.heads().get(usize::from(pick.frame)) {
                 let chosen = flow::hash(head.bytes()) as usize % live;
-                *queue = self.rings.live.get(chosen).copied().unwrap_or(u16::MAX);
+                *queue = self.rings.live.get(chosen).copied().unwrap_or(NOWHERE);
             }
         }
+        self.sort(queues, burst, picks, scratch, sent)
+    }
+
+    /// Serves the rings as the guest has asked for.
+    fn steer(
+        &mut self,
+        burst: &Burst<'_>,
+        picks: &[Pick],
+        scratch: &mut Scratch,
+        sent: &mut Sent<'_>,
+    ) -> bool {
+        let Some(mut policy) = self.policy.take() else {
+            return false;
+        };
+        let mut queues = [NOWHERE; BURST];
+        let mut steered = Sent {
+            left: policy.choose(&self.rings, burst, picks, &mut queues),
+            policy: Some(&policy),
+            ..Sent::default()
+        };
+        self.sort(queues, burst, picks, scratch, &mut steered);
+        *sent = Sent {
+            policy: None,
+            ..steered
+        };
+        self.policy = Some(policy);
+        true
+    }
+
+    /// Serves ring after ring with the picks that `queues` has for it.
+    fn sort(
+        &mut self,
+        mut queues: [u16; BURST],
+        burst: &Burst<'_>,
+        picks: &[Pick],
+        scratch: &mut Scratch,
+        sent: &mut Sent<'_>,
+    ) -> bool {
         let mut mine = [Pick::default(); BURST];
         for start in 0..picks.len().min(BURST) {
             let queue = queues[start];
-            if queue == u16::MAX {
+            if queue == NOWHERE {
                 continue;
             }
             let mut count = 0;
             for (other, pick) in queues.iter_mut().zip(picks).skip(start) {
                 if *other == queue {
-                    *other = u16::MAX;
+                    *other = NOWHERE;
                     mine[count] = *pick;
                     count += 1;
                 }
@@ -247,7 +304,7 @@ impl VhostTx {
         burst: &Burst<'_>,
         picks: &[Pick],
         scratch: &mut Scratch,
-        sent: &mut Sent,
+        sent: &mut Sent<'_>,
     ) -> bool {
         let Rings {
             all, stats, name, ..
@@ -255,7 +312,11 @@ impl VhostTx {
         let Some(vhost) = all.get_mut(place) else {
             return false;
         };
-        send(vhost, burst, picks, scratch, sent);
+        if vhost.kind.header > HEADER {
+            send_with_hash(vhost, burst, picks, scratch, sent);
+        } else {
+            send(vhost, burst, picks, scratch, sent);
+        }
         if !vhost.check(name, stats) {
             self.rings.refresh();
         }
@@ -270,7 +331,7 @@ fn send(
     burst: &Burst<'_>,
     picks: &[Pick],
     scratch: &mut Scratch,
-    sent: &mut Sent,
+    sent: &mut Sent<'_>,
 ) {
     let Vhost { ring, kind, .. } = vhost;
     ring.take_burst(picks.len());
@@ -306,6 +367,54 @@ fn send(
     ring.finish();
 }
 
+/// Puts frames into the next chains of a ring, with a hash of their flow behind each header.
+fn send_with_hash(
+    vhost: &mut Vhost,
+    burst: &Burst<'_>,
+    picks: &[Pick],
+    scratch: &mut Scratch,
+    sent: &mut Sent<'_>,
+) {
+    let Vhost { ring, kind, .. } = vhost;
+    let accepts = kind.accepts;
+    // To what fills buffers, the hash is a part of the frame.
+    let kind = RingKind {
+        header: HEADER,
+        ..*kind
+    };
+    let before = sent.packets;
+    ring.take_burst(picks.len());
+    for pick in picks {
+        let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+            continue;
+        };
+        let swapped;
+        if pick.swap {
+            swapped = head.swapped();
+            head = &swapped;
+        }
+        let report = sent.policy.map(|policy| policy.report(pick));
+        let mut first = [0; REPORT + HEAD];
+        let (hash, rest) = first.split_at_mut(REPORT);
+        hash.copy_from_slice(&report.unwrap_or_default().to_bytes());
+        if accepts.takes(head.offload()) {
+            let (offload, len) = (head.offload(), REPORT + head.frame_len());
+            let bytes = head.bytes();
+            rest[..bytes.len()].copy_from_slice(bytes);
+            let first = &first[..REPORT + bytes.len()];
+            put(ring, kind, offload, first, burst.body(head), len, sent);
+        } else {
+            let fits = scratch.finish(burst, head, |frame| {
+                let (body, len) = (std::iter::once(frame), REPORT + frame.len());
+                put(ring, kind, &Offload::NONE, hash, body, len, sent);
+            });
+            sent.small += u64::from(!fits);
+        }
+    }
+    sent.bytes -= REPORT as u64 * (sent.packets - before);
+    ring.finish();
+}
+
 /// Puts one frame of `len` bytes, `first` and then `body`, into the next chains.
 #[inline]
 fn put<'b>(
@@ -315,7 +424,7 @@ fn put<'b>(
     first: &[u8],
     body: impl Iterator<Item = VolatileSlice<'b>>,
     len: usize,
-    sent: &mut Sent,
+    sent: &mut Sent<'_>,
 ) {
     let all = kind.header + len;
     let mut room = room_for(ring, kind, all);

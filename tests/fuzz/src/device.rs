@@ -49,6 +49,7 @@ impl Card {
                 mac: [2, 0, 0, 0, 0, 1],
                 mtu: 1500,
                 pairs,
+                ..NetConfig::default()
             },
             switch: Arc::new(Mutex::new(switch)),
             waker,

@@ -1,0 +1,146 @@
+//! What a guest asked for about frames to it: which it wants, which queue they go to, and what it
+//! is told of their flow. Only for guests with a control queue; all others have no [`Policy`].
+
+use super::burst::{BURST, Burst, Head, Pick};
+use super::filter::Filter;
+use super::flow;
+use super::offload::Accepts;
+use super::rings::{Rings, Vhost};
+use super::rss::{FlowHash, Report};
+use super::vhost::VhostTx;
+
+/// The place of a ring that is none.
+pub(super) const NOWHERE: u16 = u16::MAX;
+
+/// How queues are chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Steering {
+    /// By flow, among the first so many pairs.
+    Automatic {
+        /// Pairs in use.
+        pairs: u16,
+    },
+    /// By the guest's hash and table.
+    Table {
+        /// Numbers of pairs; a power of two of them.
+        table: Box<[u16]>,
+        /// The pair for frames without a hash.
+        unclassified: u16,
+    },
+}
+
+/// A guest's wishes.
+#[derive(Debug)]
+pub struct Policy {
+    filter: Filter,
+    steering: Steering,
+    hash: Option<FlowHash>,
+    /// Of the frames of the burst at hand.
+    reports: Box<[Report; BURST]>,
+}
+
+/// What became of frames that no ring gets.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Left {
+    pub(super) filtered: u64,
+    pub(super) no_ring: u64,
+}
+
+impl Policy {
+    /// Of these parts.
+    pub fn new(filter: Filter, steering: Steering, hash: Option<FlowHash>) -> Self {
+        Self {
+            filter,
+            steering,
+            hash,
+            reports: Box::new([Report::default(); BURST]),
+        }
+    }
+
+    /// What to tell of frame `pick`.
+    pub(super) fn report(&self, pick: &Pick) -> Report {
+        let report = self.reports.get(usize::from(pick.frame));
+        report.copied().unwrap_or_default()
+    }
+
+    /// Chooses a place among `rings` for each of `picks`.
+    pub(super) fn choose(
+        &mut self,
+        rings: &Rings,
+        burst: &Burst<'_>,
+        picks: &[Pick],
+        places: &mut [u16; BURST],
+    ) -> Left {
+        let mut left = Left::default();
+        for (place, pick) in places.iter_mut().zip(picks) {
+            let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+                continue;
+            };
+            let swapped;
+            if pick.swap {
+                swapped = head.swapped();
+                head = &swapped;
+            }
+            if !self.filter.wants(head.bytes()) {
+                left.filtered += 1;
+                continue;
+            }
+            if let (Some(hash), Some(report)) =
+                (&self.hash, self.reports.get_mut(usize::from(pick.frame)))
+            {
+                *report = hash.of(head.bytes());
+            }
+            match self.place(rings, head, self.report(pick)) {
+                Some(chosen) => *place = chosen,
+                None => left.no_ring += 1,
+            }
+        }
+        left
+    }
+
+    fn place(&self, rings: &Rings, head: &Head, report: Report) -> Option<u16> {
+        match &self.steering {
+            Steering::Automatic { pairs } => {
+                let end = 2 * u32::from(*pairs);
+                let inside = |place: &u16| {
+                    let ring = rings.all.get(usize::from(*place));
+                    ring.is_some_and(|ring| u32::from(ring.index) < end)
+                };
+                // Places are in the order of rings.
+                let live = rings.live.get(..rings.live.partition_point(inside))?;
+                match live {
+                    [] => None,
+                    [only] => Some(*only),
+                    _ => live
+                        .get(flow::hash(head.bytes()) as usize % live.len())
+                        .copied(),
+                }
+            }
+            Steering::Table {
+                table,
+                unclassified,
+            } => {
+                let pair = match report.kind {
+                    0 => *unclassified,
+                    _ => *table.get(report.value as usize & table.len().checked_sub(1)?)?,
+                };
+                let index = |ring: &Vhost| u32::from(ring.index);
+                let place = rings
+                    .all
+                    .binary_search_by_key(&(2 * u32::from(pair)), index);
+                let place = place.ok()? as u16;
+                rings.live.binary_search(&place).is_ok().then_some(place)
+            }
+        }
+    }
+}
+
+impl VhostTx {
+    /// Does from now on what the guest wants.
+    pub fn obey(&mut self, policy: Option<Policy>, accepts: Accepts) {
+        self.policy = policy.map(Box::new);
+        for ring in &mut self.rings.all {
+            ring.kind.accepts = accepts;
+        }
+    }
+}
