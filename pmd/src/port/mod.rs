@@ -20,8 +20,9 @@ pub mod rss;
 mod scratch;
 mod steering;
 mod vhost;
+mod writer;
 
-pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
+pub use burst::{Addresses, BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
 pub use control::ControlQueue;
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};

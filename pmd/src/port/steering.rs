@@ -1,13 +1,16 @@
 //! What a guest asked for about frames to it: which it wants, which queue they go to, and what it
 //! is told of their flow. Only for guests with a control queue; all others have no [`Policy`].
 
-use super::burst::{BURST, Burst, Head, Pick};
+use super::burst::{BURST, Burst, HEAD, Head, Pick};
 use super::filter::Filter;
 use super::flow;
-use super::offload::Accepts;
-use super::rings::{Rings, Vhost};
+use super::offload::{Accepts, Offload};
+use super::rings::{RingKind, Rings, Vhost};
 use super::rss::{FlowHash, Report};
-use super::vhost::VhostTx;
+use super::scratch::Scratch;
+use super::vhost::{HEADER, Sent, VhostTx, put_slowly};
+use crate::stats::Drop;
+use crate::vring::{Format, RingOf};
 
 /// The place of a ring that is none.
 pub(super) const NOWHERE: u16 = u16::MAX;
@@ -143,4 +146,78 @@ impl VhostTx {
             ring.kind.accepts = accepts;
         }
     }
+
+    /// Delivers to the rings that the guest has chosen what it wants.
+    #[inline(never)]
+    pub(super) fn steer(
+        &mut self,
+        burst: &Burst<'_>,
+        picks: &[Pick],
+        scratch: &mut Scratch,
+        sent: &mut Sent,
+    ) -> bool {
+        let Some(policy) = &mut self.policy else {
+            return false;
+        };
+        let mut places = [NOWHERE; BURST];
+        let left = policy.choose(&self.rings, burst, picks, &mut places);
+        let stats = &self.rings.stats;
+        stats.dropped(Drop::Filtered, left.filtered);
+        stats.dropped(Drop::NoRing, left.no_ring);
+        self.sort(places, burst, picks, scratch, sent);
+        true
+    }
+}
+
+/// What HASH_REPORT adds to a header.
+const REPORT: usize = 8;
+
+/// Puts frames into the next chains of a ring, with a hash of their flow behind each header.
+pub(super) fn send_with_hash<F: Format>(
+    ring: &mut RingOf<F>,
+    kind: RingKind,
+    policy: Option<&Policy>,
+    burst: &Burst<'_>,
+    picks: &[Pick],
+    scratch: &mut Scratch,
+    sent: &mut Sent,
+) {
+    // To what fills buffers, the hash is the beginning of the frame.
+    let plain = RingKind {
+        header: HEADER,
+        ..kind
+    };
+    let before = sent.packets;
+    ring.take_burst(picks.len());
+    for pick in picks {
+        let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+            continue;
+        };
+        let swapped;
+        if pick.swap {
+            swapped = head.swapped();
+            head = &swapped;
+        }
+        let report = policy.map(|policy| policy.report(pick)).unwrap_or_default();
+        let mut first = [0; REPORT + HEAD];
+        let (hash, rest) = first.split_at_mut(REPORT);
+        hash.copy_from_slice(&report.to_bytes());
+        let (offload, bytes) = (head.offload(), head.bytes());
+        if kind.accepts.takes(offload)
+            && let Some(rest) = rest.get_mut(..bytes.len())
+        {
+            rest.copy_from_slice(bytes);
+            let (first, body) = (&first[..REPORT + bytes.len()], burst.body(head));
+            let len = REPORT + head.frame_len();
+            put_slowly(ring, plain, offload, first, body, len, sent);
+        } else {
+            let fits = scratch.finish(burst, head, |frame| {
+                let (body, len) = (std::iter::once(frame), REPORT + frame.len());
+                put_slowly(ring, plain, &Offload::NONE, hash, body, len, sent);
+            });
+            sent.small += u64::from(!fits);
+        }
+    }
+    sent.bytes -= REPORT as u64 * (sent.packets - before);
+    ring.finish();
 }
