@@ -129,9 +129,13 @@ impl Accepts {
     /// Whether `offload` can be passed on as it is.
     #[inline]
     pub fn takes(self, offload: &Offload) -> bool {
+        offload.is_none() || self.takes_some(offload)
+    }
+
+    #[inline(never)]
+    fn takes_some(self, offload: &Offload) -> bool {
         let kind = match offload.kind {
-            Kind::Nothing => return true,
-            Kind::Checksum => true,
+            Kind::Nothing | Kind::Checksum => true,
             Kind::Tcp4 => self.tso4,
             Kind::Tcp6 => self.tso6,
             Kind::Udp4 => self.uso4,
@@ -250,15 +254,21 @@ impl Offload {
     /// The header that asks for this.
     #[inline]
     pub fn emit(&self) -> [u8; HEADER] {
-        let mut header = [0; HEADER];
-        if !self.is_none() {
-            header[0] = NEEDS_CSUM;
-            header[1] = self.kind.gso_type() | if self.ecn { GSO_ECN } else { 0 };
-            header[2..4].copy_from_slice(&self.headers.to_le_bytes());
-            header[4..6].copy_from_slice(&self.gso_size.to_le_bytes());
-            header[6..8].copy_from_slice(&self.csum_start.to_le_bytes());
-            header[8..].copy_from_slice(&self.csum_offset.to_le_bytes());
+        match self.is_none() {
+            true => [0; HEADER],
+            false => self.emit_some(),
         }
+    }
+
+    #[inline(never)]
+    fn emit_some(&self) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[0] = NEEDS_CSUM;
+        header[1] = self.kind.gso_type() | if self.ecn { GSO_ECN } else { 0 };
+        header[2..4].copy_from_slice(&self.headers.to_le_bytes());
+        header[4..6].copy_from_slice(&self.gso_size.to_le_bytes());
+        header[6..8].copy_from_slice(&self.csum_start.to_le_bytes());
+        header[8..].copy_from_slice(&self.csum_offset.to_le_bytes());
         header
     }
 }
