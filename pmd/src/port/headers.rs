@@ -1,4 +1,4 @@
-//! Where the headers of a frame are: Ethernet, up to two VLAN tags, IP with options or extension
+//! Where the headers of a frame are: Ethernet, up to three VLAN tags, IP with options or extension
 //! headers, and what comes next. Reads a private copy; every walk is bounded. Pure.
 
 /// EtherType of IPv4.
@@ -40,10 +40,11 @@ pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.try_into().ok()?))
 }
 
-/// Where the network header begins and which EtherType it has, behind at most two VLAN tags.
+/// Where the network header begins and which EtherType it has, behind at most three VLAN tags: two of a
+/// guest's and one that the switch put there.
 pub(super) fn network(frame: &[u8]) -> Option<(usize, u16)> {
     let mut at = 12;
-    for _ in 0..3 {
+    for _ in 0..4 {
         let kind = u16_at(frame, at)?;
         at += 2;
         if !matches!(kind, 0x8100 | 0x88a8) {
@@ -189,8 +190,8 @@ mod tests {
         assert_eq!(layers(&frame), None, "a header of 16 bytes");
         frame[14] = 0x45;
         assert_eq!(layers(&frame).unwrap().transport, 34);
-        // A third tag.
-        let tagged = [&[0; 12][..], &[0x81, 0, 0, 1].repeat(3), &[8, 0, 0x45]].concat();
+        // A fourth tag.
+        let tagged = [&[0; 12][..], &[0x81, 0, 0, 1].repeat(4), &[8, 0, 0x45]].concat();
         assert_eq!(layers(&tagged), None);
     }
 }

@@ -8,7 +8,7 @@ use super::offload::{Accepts, Offload};
 use super::rings::{RingKind, Rings, Vhost};
 use super::rss::{FlowHash, Report};
 use super::scratch::Scratch;
-use super::vhost::{HEADER, Sent, VhostTx, put_slowly};
+use super::vhost::{HEADER, Sent, VhostTx, put};
 use crate::stats::Drop;
 use crate::vring::{Format, RingOf};
 
@@ -209,11 +209,11 @@ pub(super) fn send_with_hash<F: Format>(
             rest.copy_from_slice(bytes);
             let (first, body) = (&first[..REPORT + bytes.len()], burst.body(head));
             let len = REPORT + head.frame_len();
-            put_slowly(ring, plain, offload, first, body, len, sent);
+            put(ring, plain, offload, first, body, len, sent);
         } else {
             let fits = scratch.finish(burst, head, |frame| {
                 let (body, len) = (std::iter::once(frame), REPORT + frame.len());
-                put_slowly(ring, plain, &Offload::NONE, hash, body, len, sent);
+                put(ring, plain, &Offload::NONE, hash, body, len, sent);
             });
             sent.small += u64::from(!fits);
         }
