@@ -211,7 +211,8 @@ pub struct WorkerStats {
     pub sleeps: Counter,
     /// Control requests served.
     pub mails: Counter,
-    /// Frames from other workers for a port that is gone.
+    /// Frames from other workers for a port that is gone, and copies of them that found no way to
+    /// who watches from another worker.
     pub stray: Counter,
 }
 

@@ -144,21 +144,24 @@ impl Switch {
         let worked = self.poll_inbox();
         // The first port that has something finds most room where all want to send. So the next
         // round begins behind it.
-        let ports = self.rx.len();
-        let first = if self.first < ports { self.first } else { 0 };
-        let mut next = first;
-        let mut found = false;
-        let (before, after) = self.rx.split_at_mut(first);
-        for Incoming { number, rx } in after.iter_mut().chain(before) {
-            let out = &mut self.out;
-            found |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
-            next += usize::from(!found);
+        let mut at = self.first;
+        let mut found = None;
+        for _ in 0..self.rx.len() {
+            if at >= self.rx.len() {
+                at = 0;
+            }
+            if let Some(Incoming { number, rx }) = self.rx.get_mut(at) {
+                let out = &mut self.out;
+                if rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst)) {
+                    found = found.or(Some(at));
+                }
+            }
+            at += 1;
         }
-        self.first = match next + 1 {
-            next if next < ports => next,
-            next => next.saturating_sub(ports),
-        };
-        worked | found
+        if let Some(first) = found {
+            self.first = first + 1;
+        }
+        worked | found.is_some()
     }
 
     pub(super) fn poll_inbox(&mut self) -> bool {
