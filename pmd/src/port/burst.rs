@@ -145,6 +145,15 @@ impl Head {
         }
     }
 
+    /// Both addresses, exchanged.
+    #[inline]
+    pub(crate) fn swapped_addresses(&self) -> [u8; 12] {
+        let mut swapped = [0; 12];
+        swapped[..6].copy_from_slice(&self.source());
+        swapped[6..].copy_from_slice(&self.destination());
+        swapped
+    }
+
     /// The same as it is delivered after `edit`. Tags are taken off frames that have one.
     pub fn edited(&self, edit: Edit) -> Self {
         let mut edited = *self;
@@ -155,8 +164,7 @@ impl Head {
         match edit {
             Edit::Keep => {}
             Edit::Swap => {
-                edited.bytes[..6].copy_from_slice(&self.source());
-                edited.bytes[6..12].copy_from_slice(&self.destination());
+                edited.bytes[..12].copy_from_slice(&self.swapped_addresses());
             }
             Edit::Untag => {
                 edited.bytes.copy_within(TAG.end.., TAG.start);
@@ -209,16 +217,38 @@ impl Heads {
         self.len = 0;
     }
 
-    /// Adds the head of a frame of `len` bytes, with what its `header` asks for. `fill` copies its
-    /// first bytes; false if they are not there. Refuses frames without a whole Ethernet header,
-    /// longer than any port takes, or with a header that makes no sense.
+    /// Adds the head of a frame in one piece, after `skip` other bytes, that asks for nothing: most
+    /// frames. False, and nothing done, if its length is not that of an ordinary frame.
     #[inline]
-    fn push(
+    pub(crate) fn push_plain(&mut self, item: u16, bytes: VolatileSlice<'_>, skip: usize) -> bool {
+        // Too large if it has no more than what is to be skipped.
+        let len = bytes.len().wrapping_sub(skip);
+        let Some(head) = self.heads.get_mut(self.len) else {
+            return false;
+        };
+        if !(ETHERNET..=MAX_FRAME).contains(&len) {
+            return false;
+        }
+        head.copied = copy::read_at(bytes, skip, &mut head.bytes[..HEAD]) as u8;
+        head.taken = head.copied;
+        head.item = item;
+        head.len = len as u32;
+        head.offload = Offload::NONE;
+        self.len += 1;
+        true
+    }
+
+    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others, with what
+    /// its `header` asks for. Refuses frames without a whole Ethernet header, longer than any port
+    /// takes, or with a header that makes no sense.
+    #[inline(never)]
+    pub(crate) fn push_pieces<'b>(
         &mut self,
         item: u16,
         len: usize,
+        pieces: impl Iterator<Item = VolatileSlice<'b>>,
+        skip: usize,
         header: &[u8; offload::HEADER],
-        fill: impl FnOnce(&mut [u8]) -> bool,
     ) -> Result<(), Drop> {
         let Some(head) = self.heads.get_mut(self.len) else {
             return Err(Drop::TooLong);
@@ -230,7 +260,15 @@ impl Heads {
             return Err(Drop::TooLong);
         }
         let copied = &mut head.bytes[..len.min(HEAD)];
-        if !fill(copied) {
+        let mut rest = &mut copied[..];
+        for piece in (Skip { pieces, skip }) {
+            let copied = copy::read(piece, rest);
+            rest = rest.get_mut(copied..).unwrap_or(&mut []);
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if !rest.is_empty() {
             return Err(Drop::Truncated);
         }
         head.offload = Offload::parse(header, copied, len).map_err(|_bad| Drop::BadOffload)?;
@@ -243,42 +281,6 @@ impl Heads {
         head.len = len as u32;
         self.len += 1;
         Ok(())
-    }
-
-    /// Adds the head of the frame in `bytes`. See [`Heads::push_pieces`].
-    #[inline]
-    pub(crate) fn push_whole(
-        &mut self,
-        item: u16,
-        bytes: VolatileSlice<'_>,
-        header: &[u8; offload::HEADER],
-    ) -> Result<(), Drop> {
-        self.push(item, bytes.len(), header, |head| {
-            copy::read(bytes, head) == head.len()
-        })
-    }
-
-    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others, with what
-    /// its `header` asks for. Refuses frames without a whole Ethernet header, longer than any port
-    /// takes, or with a header that makes no sense.
-    pub(crate) fn push_pieces<'b>(
-        &mut self,
-        item: u16,
-        len: usize,
-        pieces: impl Iterator<Item = VolatileSlice<'b>>,
-        skip: usize,
-        header: &[u8; offload::HEADER],
-    ) -> Result<(), Drop> {
-        self.push(item, len, header, |mut rest| {
-            for piece in (Skip { pieces, skip }) {
-                let copied = copy::read(piece, rest);
-                rest = rest.get_mut(copied..).unwrap_or(&mut []);
-                if rest.is_empty() {
-                    break;
-                }
-            }
-            rest.is_empty()
-        })
     }
 
     /// Repeats the only head until there are [`BURST`].
@@ -364,7 +366,7 @@ impl<'b> Burst<'b> {
         for (item, parcel) in parcels.iter().enumerate() {
             if let Some(bytes) = parcel.mbuf.bytes() {
                 // Parcels that are no frames are left out.
-                let _ = heads.push_whole(item as u16, bytes, &PLAIN);
+                heads.push_plain(item as u16, bytes, 0);
             }
         }
         Self {
@@ -384,7 +386,7 @@ impl<'b> Burst<'b> {
     /// One frame.
     pub fn of_one(heads: &'b mut Heads, bytes: VolatileSlice<'b>) -> Self {
         heads.clear();
-        let _ = heads.push_whole(0, bytes, &PLAIN);
+        heads.push_plain(0, bytes, 0);
         Self::of_fixed(heads, bytes)
     }
 

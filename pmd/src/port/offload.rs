@@ -20,6 +20,9 @@ pub const MAX_LARGE: usize = 65535 + 14 + 8;
 /// or IPv4 with options, TCP with options.
 pub const MAX_HEADERS: usize = 512;
 
+/// Flags and GSO type of a header that asks for nothing.
+pub const NOTHING: [u8; 2] = [0, 0];
+
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
 const NEEDS_CSUM: u8 = 1;
 /// VIRTIO_NET_HDR_GSO_TCPV4.
