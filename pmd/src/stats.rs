@@ -240,7 +240,8 @@ pub struct WorkerStats {
     pub sleeps: Counter,
     /// Control requests served.
     pub mails: Counter,
-    /// Frames from other workers for a port that is gone.
+    /// Frames from other workers for a port that is gone, and copies of them that found no way to
+    /// who watches from another worker.
     pub stray: Counter,
     /// Rings that are not polled because they had nothing for long: as of now.
     resting: AtomicU64,

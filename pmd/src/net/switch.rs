@@ -175,25 +175,27 @@ impl Switch {
         let worked = self.poll_inbox();
         // The first port that has something finds most room where all want to send. So the next
         // round begins behind it.
-        let ports = self.awake.len();
-        let first = if self.first < ports { self.first } else { 0 };
-        let mut next = first;
-        let mut found = false;
-        let (before, after) = self.awake.split_at(first);
-        for place in after.iter().chain(before) {
-            if let Some(Incoming { number, rx }) = self.rx.get_mut(usize::from(*place)) {
-                let out = &mut self.out;
-                found |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+        let mut at = self.first;
+        let mut found = None;
+        for _ in 0..self.awake.len() {
+            if at >= self.awake.len() {
+                at = 0;
             }
-            next += usize::from(!found);
+            let place = self.awake.get(at).copied().map(usize::from);
+            if let Some(Incoming { number, rx }) = place.and_then(|place| self.rx.get_mut(place)) {
+                let out = &mut self.out;
+                if rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst)) {
+                    found = found.or(Some(at));
+                }
+            }
+            at += 1;
         }
-        self.first = match next + 1 {
-            next if next < ports => next,
-            next => next.saturating_sub(ports),
-        };
+        if let Some(first) = found {
+            self.first = first + 1;
+        }
         let out = &mut self.out;
         worked
-            | found
+            | found.is_some()
             | self.controls.poll(|number, control| {
                 if let Some(tx) = &mut out.port(number).tx {
                     control.apply(tx);
