@@ -155,15 +155,18 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     unsafe {
         // The most frequent first.
         if len > 32 {
-            match len {
-                ..=64 => ends::<Wide, 2>(from, to, len),
-                ..=SMALL => ends::<Wide, 4>(from, to, len),
-                _ => ptr::copy(from, to, len),
+            if len <= 64 {
+                ends::<Wide, 2>(from, to, len);
+            } else if len <= SMALL {
+                ends::<Wide, 4>(from, to, len);
+            } else {
+                ptr::copy(from, to, len);
             }
         } else if len > 8 {
-            match len {
-                ..=16 => ends::<[u8; 8], 1>(from, to, len),
-                _ => ends::<Wide, 1>(from, to, len),
+            if len <= 16 {
+                ends::<[u8; 8], 1>(from, to, len);
+            } else {
+                ends::<Wide, 1>(from, to, len);
             }
         } else {
             match len {

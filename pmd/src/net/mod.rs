@@ -9,15 +9,23 @@ mod control;
 mod controls;
 mod device;
 mod fdb;
+mod out;
+mod police;
+mod remote;
+mod ruled;
+mod rules;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod vlan;
 
 pub use control::Control;
 pub use controls::ControlPort;
 pub use device::{NetConfig, feature};
 pub use fdb::Fdb;
+pub use rules::{PortRules, Rules};
 pub use switch::{Inbox, Place, Shared, Switch};
+pub use vlan::{VlanSet, Vlans};
 
 /// Most ports of a switch.
 pub const MAX_PORTS: usize = 256;

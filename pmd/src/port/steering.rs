@@ -1,7 +1,7 @@
 //! What a guest asked for about frames to it: which it wants, which queue they go to, and what it
 //! is told of their flow. Only for guests with a control queue; all others have no [`Policy`].
 
-use super::burst::{BURST, Burst, HEAD, Head, Pick};
+use super::burst::{BURST, Burst, Edit, HEAD, Head, Pick};
 use super::filter::Filter;
 use super::flow;
 use super::offload::{Accepts, Offload};
@@ -79,10 +79,10 @@ impl Policy {
             let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
                 continue;
             };
-            let swapped;
-            if pick.swap {
-                swapped = head.swapped();
-                head = &swapped;
+            let edited;
+            if pick.edit != Edit::Keep {
+                edited = head.edited(pick.edit);
+                head = &edited;
             }
             if !self.filter.wants(head.bytes()) {
                 left.filtered += 1;
@@ -171,6 +171,8 @@ impl VhostTx {
 
 /// What HASH_REPORT adds to a header.
 const REPORT: usize = 8;
+/// That and the head of a frame, which may have become longer by a VLAN tag.
+const FIRST: usize = REPORT + HEAD + 4;
 
 /// Puts frames into the next chains of a ring, with a hash of their flow behind each header.
 pub(super) fn send_with_hash<F: Format>(
@@ -193,13 +195,13 @@ pub(super) fn send_with_hash<F: Format>(
         let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
             continue;
         };
-        let swapped;
-        if pick.swap {
-            swapped = head.swapped();
-            head = &swapped;
+        let edited;
+        if pick.edit != Edit::Keep {
+            edited = head.edited(pick.edit);
+            head = &edited;
         }
         let report = policy.map(|policy| policy.report(pick)).unwrap_or_default();
-        let mut first = [0; REPORT + HEAD];
+        let mut first = [0; FIRST];
         let (hash, rest) = first.split_at_mut(REPORT);
         hash.copy_from_slice(&report.to_bytes());
         let (offload, bytes) = (head.offload(), head.bytes());

@@ -7,7 +7,7 @@
 
 use vvu::memory::{VolatileSlice, copy};
 
-use super::burst::{BURST, Burst, Heads, PLAIN, Pick};
+use super::burst::{BURST, Burst, Edit, Heads, PLAIN, Pick};
 use super::offload::{self, Offload};
 use super::rings::{RingKind, Rings};
 use super::scratch::Scratch;
@@ -26,6 +26,8 @@ pub(super) const HEADER: usize = 12;
 pub struct VhostRx {
     /// Its transmit queues (odd indices).
     pub rings: Rings,
+    /// Place of the ring to begin with.
+    first: usize,
 }
 
 /// Frames dropped while a burst was taken in.
@@ -37,6 +39,11 @@ struct Refused {
 }
 
 impl VhostRx {
+    /// What comes by these rings.
+    pub fn new(rings: Rings) -> Self {
+        Self { rings, first: 0 }
+    }
+
     pub(super) fn rx_burst(
         &mut self,
         heads: &mut Heads,
@@ -45,22 +52,40 @@ impl VhostRx {
         let Rings {
             all, stats, name, ..
         } = &mut self.rings;
-        let mut worked = false;
+        // However many rings a port has, it gets no more than others in a round. The next one
+        // goes on with the ring after the last that was served.
+        let mut left = BURST;
         let mut broke = false;
-        for vhost in all.iter_mut().filter(|vhost| !vhost.broken) {
+        let first = if self.first < all.len() {
+            self.first
+        } else {
+            0
+        };
+        let (before, after) = all.split_at_mut(first);
+        let rings = after.iter_mut().chain(before).enumerate();
+        for (step, vhost) in rings.filter(|(_, vhost)| !vhost.broken) {
             let (kind, enabled) = (vhost.kind, vhost.enabled);
             let received = with!(vhost.ring.of_format(), ring => {
-                let received = receive(ring, kind, enabled, heads, stats, &mut each);
-                release(ring, &mut vhost.lull, received);
+                let received = receive(ring, left, kind, enabled, heads, stats, &mut each);
+                release(ring, &mut vhost.lull, received > 0);
                 received
             });
-            worked |= received;
+            left = left.saturating_sub(received);
             broke |= !vhost.check(name, stats);
+            if left == 0 {
+                let next = first + step + 1;
+                self.first = if next < all.len() {
+                    next
+                } else {
+                    next - all.len()
+                };
+                break;
+            }
         }
         if broke {
             self.rings.refresh();
         }
-        worked
+        left < BURST
     }
 
     pub(super) fn enable_kicks(&mut self) -> Quiet {
@@ -85,20 +110,21 @@ impl VhostRx {
     }
 }
 
-/// Takes what a guest has sent, shows it to `each`, and gives it back. Returns whether there was
-/// something.
+/// Takes up to `most` frames that a guest has sent, shows them to `each`, and gives them back.
+/// Returns how many there were.
 #[inline]
 fn receive<F: Format>(
     ring: &mut RingOf<F>,
+    most: usize,
     kind: RingKind,
     enabled: bool,
     heads: &mut Heads,
     stats: &Stats,
     each: &mut impl FnMut(&Burst<'_>) -> bool,
-) -> bool {
-    let taken = ring.take_burst(BURST);
+) -> usize {
+    let taken = ring.take_burst(most);
     if taken == 0 {
-        return false;
+        return 0;
     }
     if enabled {
         let refused = read_heads(ring.taken(), kind, heads);
@@ -115,7 +141,7 @@ fn receive<F: Format>(
         stats.dropped(Drop::Disabled, taken as u64);
     }
     ring.give_back_read();
-    true
+    taken
 }
 
 /// Rounds without a new frame after which a guest hears that its frames were sent.
@@ -363,13 +389,15 @@ fn send<F: Format>(
 fn fill(room: VolatileSlice<'_>, kind: RingKind, burst: &Burst<'_>, pick: &Pick) -> Option<u32> {
     let head = burst.heads().get(usize::from(pick.frame))?;
     let all = kind.header + head.frame_len();
-    if all > room.len() || !kind.accepts.takes(head.offload()) {
+    let swap = pick.edit == Edit::Swap;
+    let simple = swap || pick.edit == Edit::Keep;
+    if all > room.len() || !simple || !kind.accepts.takes(head.offload()) {
         return None;
     }
     // Where the header is shorter, the frame begins inside it.
     copy::write_array(header(head.offload(), 1), room);
     let mut at = kind.header + copy::write_at(head.bytes(), room, kind.header);
-    if pick.swap {
+    if swap {
         copy::write_at(&head.swapped_addresses(), room, kind.header);
     }
     if at < all {
@@ -393,10 +421,10 @@ fn send_slowly<F: Format>(
     let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
         return;
     };
-    let swapped;
-    if pick.swap {
-        swapped = head.swapped();
-        head = &swapped;
+    let edited;
+    if pick.edit != Edit::Keep {
+        edited = head.edited(pick.edit);
+        head = &edited;
     }
     if kind.accepts.takes(head.offload()) {
         let (offload, first, len) = (head.offload(), head.bytes(), head.frame_len());
