@@ -15,6 +15,9 @@ pub mod flow;
 mod generator;
 mod headers;
 pub mod offload;
+mod rest;
+#[cfg(test)]
+mod rest_tests;
 mod rings;
 pub mod rss;
 mod scratch;
@@ -37,7 +40,7 @@ use std::sync::Arc;
 use crossbeam_utils::CachePadded;
 
 use crate::stats::PortStats;
-use crate::wake::Quiet;
+use crate::wake::{Kicks, Quiet};
 
 /// Counters of a port, shared with readers.
 pub type Stats = Arc<CachePadded<PortStats>>;
@@ -77,6 +80,38 @@ impl RxPort {
     pub fn disable_kicks(&mut self) {
         if let Self::Vhost(vhost) = self {
             vhost.disable_kicks();
+        }
+    }
+
+    /// Some time went by: lets those rest that had nothing for a while. They ask for kicks, and
+    /// are not polled.
+    pub fn rest(&mut self) {
+        if let Self::Vhost(vhost) = self {
+            vhost.rest();
+        }
+    }
+
+    /// These kicks came: those that they are for are polled again.
+    pub fn kicked(&mut self, kicks: &Kicks) {
+        if let Self::Vhost(vhost) = self {
+            vhost.kicked(kicks);
+        }
+    }
+
+    /// How many rings rest.
+    pub fn resting(&self) -> usize {
+        match self {
+            Self::Vhost(vhost) => vhost.rings.resting(),
+            Self::Gen(_) | Self::None => 0,
+        }
+    }
+
+    /// Whether polling it is in vain until a kick comes.
+    pub fn is_asleep(&self) -> bool {
+        match self {
+            Self::Vhost(vhost) => vhost.rings.polled.is_empty() && vhost.rings.resting() > 0,
+            Self::Gen(_) => false,
+            Self::None => true,
         }
     }
 }
