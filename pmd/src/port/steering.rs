@@ -171,6 +171,8 @@ impl VhostTx {
 
 /// What HASH_REPORT adds to a header.
 const REPORT: usize = 8;
+/// That and the head of a frame, which may have become longer by a VLAN tag.
+const FIRST: usize = REPORT + HEAD + 4;
 
 /// Puts frames into the next chains of a ring, with a hash of their flow behind each header.
 pub(super) fn send_with_hash<F: Format>(
@@ -199,7 +201,7 @@ pub(super) fn send_with_hash<F: Format>(
             head = &edited;
         }
         let report = policy.map(|policy| policy.report(pick)).unwrap_or_default();
-        let mut first = [0; REPORT + HEAD];
+        let mut first = [0; FIRST];
         let (hash, rest) = first.split_at_mut(REPORT);
         hash.copy_from_slice(&report.to_bytes());
         let (offload, bytes) = (head.offload(), head.bytes());

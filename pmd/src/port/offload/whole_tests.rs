@@ -218,6 +218,34 @@ fn segments_are_what_anybody_else_would_send() {
 }
 
 #[test]
+fn a_tag_more_or_less_changes_nothing_else() {
+    for packet in Packet::all().into_iter().filter(|packet| packet.vlans < 2) {
+        let tagged = Packet {
+            vlans: packet.vlans + 1,
+            ..packet
+        };
+        let payload = payload(2500);
+        for (from, to) in [(packet, tagged), (tagged, packet)] {
+            let frame = from.frame(&payload, 0, 0, true);
+            let offload = Offload::parse(&from.asking(1000), &frame[..96], frame.len());
+            let longer = to.vlans > from.vlans;
+            let mut found = Vec::new();
+            offload.unwrap().moved(longer, 4).finish(
+                &mut to.frame(&payload, 0, 0, true),
+                &mut Vec::new(),
+                |one| found.push(one.to_vec()),
+            );
+            let expected = [
+                to.frame(&payload[..1000], 0, 0, false),
+                to.frame(&payload[1000..2000], 1, 1000, false),
+                to.frame(&payload[2000..], 2, 2000, true),
+            ];
+            assert_eq!(found, expected, "{from:?}");
+        }
+    }
+}
+
+#[test]
 fn the_longest_packets_are_cut() {
     for packet in Packet::all() {
         let most = 65535 + if packet.v6 { 40 } else { 0 } + 14 + 4 * packet.vlans;
