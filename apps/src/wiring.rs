@@ -3,7 +3,8 @@
 use anyhow::Context;
 use vvu::session::Session;
 use vvu::transport::Transport;
-use vvu_pmd::backend::{Config, PortKind, Workers};
+use vvu_pmd::backend::{Config, PortId, PortKind, Workers};
+use vvu_pmd::net::Rules;
 use vvu_pmd::worker::Polling;
 
 /// A running switch.
@@ -27,20 +28,21 @@ impl Wiring {
         })
     }
 
-    /// Adds a port; a virtio-net device is served over `transport`.
+    /// Adds a port with rules; a virtio-net device is served over `transport`.
     pub(crate) fn add(
         &mut self,
         name: &str,
         kind: PortKind,
         transport: Option<Box<dyn Transport>>,
-    ) -> anyhow::Result<()> {
-        let (_, device) = self.workers.add_port(name, kind, None)?;
+        rules: Rules,
+    ) -> anyhow::Result<PortId> {
+        let (id, device) = self.workers.add_port_with(name, kind, None, rules)?;
         if let (Some(transport), Some(device)) = (transport, device) {
             let session = Session::spawn(transport, Box::new(device));
             self.sessions
                 .push(session.context("cannot start a thread")?);
         }
-        Ok(())
+        Ok(id)
     }
 
     /// Ends the sessions: rings are stopped, functions left reset. The counters stay.

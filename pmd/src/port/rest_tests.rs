@@ -54,7 +54,7 @@ impl Bench {
             ends.push([called, failed]);
         }
         Self {
-            port: RxPort::Vhost(VhostRx { rings }),
+            port: RxPort::Vhost(VhostRx::new(rings)),
             waker,
             kicks: Kicks::default(),
             queues,
