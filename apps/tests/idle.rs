@@ -157,6 +157,17 @@ impl Net {
         self.folder.join(number.to_string())
     }
 
+    /// Bytes of its own that are resident: not those of its front-ends, which it maps.
+    fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        1024 * kib.parse::<u64>().unwrap()
+    }
+
     /// CPU time that it has had, of the user and the kernel (proc(5)).
     fn cpu_time(&self) -> Duration {
         let path = format!("/proc/{}/stat", self.child.id());
@@ -188,8 +199,12 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// What a port and its connection may take, of one pair of queues in use.
+const MOST_MEMORY: u64 = 1 << 20;
+
 fn idle(poll: &str) {
     let net = Net::start(poll);
+    let alone = net.memory();
     let guests: Vec<_> = (0..FRONT_ENDS)
         .map(|n| Guest::connect(&net.path(n)))
         .collect();
@@ -198,6 +213,9 @@ fn idle(poll: &str) {
     let (start, before) = (Instant::now(), net.cpu_time());
     std::thread::sleep(Duration::from_secs(4));
     let share = (net.cpu_time() - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    let each = net.memory().saturating_sub(alone) / FRONT_ENDS as u64;
+    println!("{alone} bytes without front-ends, {each} more for each");
+    assert!(each < MOST_MEMORY, "{each} bytes for each front-end");
     println!(
         "{FRONT_ENDS} idle front-ends, --poll {poll}: {:.2} % of a CPU",
         100.0 * share

@@ -3,10 +3,13 @@
 //! `./run perf` builds and runs this; docs/performance.md has what came of it.
 
 mod callgrind;
+mod front_end;
 mod instructions;
 mod plot;
+mod polling;
 mod rig;
 mod scaling;
+mod transports;
 
 use clap::{Parser, Subcommand};
 
@@ -24,11 +27,17 @@ enum What {
     Instructions(instructions::Args),
     /// Cost per packet from 1 to 64 ports, and from 1 to 65536 addresses
     Scaling(scaling::Args),
+    /// Latency and CPU time of each way to poll
+    Polling,
+    /// VVU, with a device in this process, in turn with AF_UNIX
+    Transports(transports::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().what {
         What::Instructions(args) => instructions::run(&args),
         What::Scaling(args) => scaling::run(&args),
+        What::Polling => polling::run(),
+        What::Transports(args) => transports::run(&args),
     }
 }
