@@ -54,11 +54,21 @@ pub enum Drop {
     RingFull,
     /// To send: the next buffer is too small, and buffers may not be merged.
     SmallBuffer,
+    /// Received by the kernel, which found the ring to us full.
+    KernelFull,
+    /// To send: the interface is down, or gone.
+    LinkDown,
+    /// To send: longer than the interface's MTU allows.
+    OverMtu,
+    /// To send: the kernel did not take it, for another reason.
+    Refused,
+    /// To a file: the thread that writes it is behind.
+    WriterFull,
 }
 
 impl Drop {
     /// Names of all reasons, in order.
-    pub const NAMES: [&str; 11] = [
+    pub const NAMES: [&str; 16] = [
         "truncated",
         "too-long",
         "bad-offload",
@@ -70,6 +80,11 @@ impl Drop {
         "no-ring",
         "ring-full",
         "small-buffer",
+        "kernel-full",
+        "link-down",
+        "over-mtu",
+        "refused",
+        "writer-full",
     ];
 }
 
@@ -121,6 +136,8 @@ pub struct PortStats {
     /// Frames from the port that went to all ports because nobody was known to have their
     /// destination.
     pub unlearnt: Counter,
+    /// Frames that a capture of the port missed, because the thread that writes it was behind.
+    pub uncaptured: Counter,
     /// Frames dropped, by [`Drop`].
     drops: [Counter; Drop::NAMES.len()],
     /// Rings stopped for a fault of their driver, by reason.
@@ -137,6 +154,7 @@ impl PortStats {
             tx_packets: Counter::default(),
             tx_bytes: Counter::default(),
             unlearnt: Counter::default(),
+            uncaptured: Counter::default(),
             drops: Default::default(),
             faults: faults.iter().map(|f| (*f, Counter::default())).collect(),
             rings: (0..rings).map(|_| AtomicU8::new(0)).collect(),
@@ -205,6 +223,8 @@ pub struct PortSnapshot {
     pub tx_bytes: u64,
     /// Frames flooded because their destination was not known.
     pub unlearnt: u64,
+    /// Frames that a capture missed.
+    pub uncaptured: u64,
     /// Frames dropped, by reason; all reasons.
     pub drops: Vec<(&'static str, u64)>,
     /// Rings that broke, by reason; all reasons.
@@ -225,6 +245,7 @@ impl PortSnapshot {
             tx_packets: stats.tx_packets.get(),
             tx_bytes: stats.tx_bytes.get(),
             unlearnt: stats.unlearnt.get(),
+            uncaptured: stats.uncaptured.get(),
             drops: Drop::NAMES
                 .into_iter()
                 .zip(stats.drops.iter().map(Counter::get))
@@ -312,8 +333,11 @@ impl fmt::Display for Snapshot {
                 port.tx_bytes,
                 port.dropped_all(),
             )?;
-            let unlearnt = ("unlearnt-flood", port.unlearnt);
-            let reasons = port.drops.iter().chain(&port.faults).chain([&unlearnt]);
+            let others = [
+                ("unlearnt-flood", port.unlearnt),
+                ("uncaptured", port.uncaptured),
+            ];
+            let reasons = port.drops.iter().chain(&port.faults).chain(&others);
             for (name, n) in reasons.filter(|(_, n)| *n > 0) {
                 writeln!(f, "    {name:<22} {n}")?;
             }

@@ -9,6 +9,7 @@ use vvu::memory::MemoryError;
 use super::net::NetDevice;
 use crate::mempool::{Mempool, MempoolError};
 use crate::net::{Fdb, Inbox, MAX_PORTS, NetConfig, Place, Shared, Switch};
+use crate::port::uplink::{self, TapConfig, UplinkError, XdpConfig};
 use crate::port::{Generator, MAX_FRAME, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx};
 use crate::stats::{PortSnapshot, PortStats, Snapshot, WorkerStats};
 use crate::vring::RingError;
@@ -66,6 +67,12 @@ pub enum PortKind {
     Null,
     /// Sends frames, as fast as it can.
     Gen(GenConfig),
+    /// A TAP interface.
+    Tap(TapConfig),
+    /// The interface of this name, through a packet socket.
+    Packet(String),
+    /// A queue of an interface, through an AF_XDP socket.
+    Xdp(XdpConfig),
     /// Sends each frame back to where it came from.
     Echo {
         /// With source and destination address exchanged.
@@ -89,6 +96,9 @@ pub enum BackendError {
     /// No memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// No way to the kernel.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
     /// All numbers are taken.
     #[error("a switch has at most {MAX_PORTS} ports")]
     TooManyPorts,
@@ -228,10 +238,10 @@ impl Workers {
         let (place, rings) = match &kind {
             PortKind::Vhost(config) => (PortPlace::Owned, check(config)?),
             PortKind::Echo { swap } => (PortPlace::Echo { swap: *swap }, 0),
-            PortKind::Null | PortKind::Gen(_) => (PortPlace::Owned, 0),
+            _ => (PortPlace::Owned, 0),
         };
         let stats = PortStats::new(rings, &RingError::REASONS);
-        if let Some((rx, tx)) = halves(&kind, &name, &stats)? {
+        if let Some((rx, tx)) = halves(&kind, &name, &stats, thread.waker())? {
             let stats = Arc::clone(&stats);
             thread.call(move |switch| switch.add(id.0, rx, tx, stats))?;
         }
@@ -347,6 +357,7 @@ fn halves(
     kind: &PortKind,
     name: &Arc<str>,
     stats: &Stats,
+    waker: &Arc<Waker>,
 ) -> Result<Option<(RxPort, TxPort)>, BackendError> {
     let rings = || Rings::new(Arc::clone(name), Arc::clone(stats));
     let null = TxPort::Null(Arc::clone(stats));
@@ -371,6 +382,18 @@ fn halves(
             }
             let generator = Generator::new(size, source, destination, Arc::clone(stats))?;
             Some((RxPort::Gen(generator), null))
+        }
+        PortKind::Tap(config) => {
+            let (rx, tx) = uplink::tap(config, stats, waker)?;
+            Some((RxPort::Tap(rx), TxPort::Tap(tx)))
+        }
+        PortKind::Packet(name) => {
+            let (rx, tx) = uplink::packet(name, stats, waker)?;
+            Some((RxPort::Packet(rx), TxPort::Packet(tx)))
+        }
+        PortKind::Xdp(config) => {
+            let (rx, tx) = uplink::xdp(config, stats, waker)?;
+            Some((RxPort::Xdp(rx), TxPort::Xdp(tx)))
         }
         PortKind::Echo { .. } => None,
     })

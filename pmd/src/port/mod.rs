@@ -14,12 +14,14 @@ mod generator;
 pub mod offload;
 mod rings;
 mod scratch;
+pub mod uplink;
 mod vhost;
 
 pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
 pub use scratch::Scratch;
+use uplink::{PacketRx, PacketTx, TapRx, TapTx, XdpRx, XdpTx};
 pub use vhost::{VhostRx, VhostTx};
 
 use std::sync::Arc;
@@ -39,6 +41,12 @@ pub enum RxPort {
     Vhost(VhostRx),
     /// A generator.
     Gen(Generator),
+    /// What the kernel sends to a TAP interface.
+    Tap(TapRx),
+    /// What a packet socket receives.
+    Packet(PacketRx),
+    /// What an AF_XDP socket receives.
+    Xdp(XdpRx),
     /// Nothing ever comes.
     None,
 }
@@ -51,6 +59,9 @@ impl RxPort {
         match self {
             Self::Vhost(vhost) => vhost.rx_burst(heads, each),
             Self::Gen(generator) => generator.rx_burst(heads, each),
+            Self::Tap(tap) => tap.rx_burst(heads, each),
+            Self::Packet(packet) => packet.rx_burst(heads, each),
+            Self::Xdp(xdp) => xdp.rx_burst(heads, each),
             Self::None => false,
         }
     }
@@ -60,6 +71,9 @@ impl RxPort {
         match self {
             Self::Vhost(vhost) => vhost.enable_kicks(),
             Self::Gen(_) => Quiet::Polled,
+            Self::Tap(tap) => tap.enable_kicks(),
+            Self::Packet(packet) => packet.enable_kicks(),
+            Self::Xdp(xdp) => xdp.enable_kicks(),
             Self::None => Quiet::Kicked,
         }
     }
@@ -77,6 +91,12 @@ impl RxPort {
 pub enum TxPort {
     /// The receive queues of a guest.
     Vhost(VhostTx),
+    /// What a TAP interface receives.
+    Tap(TapTx),
+    /// What a packet socket sends.
+    Packet(PacketTx),
+    /// What an AF_XDP socket sends.
+    Xdp(XdpTx),
     /// Frames are counted and forgotten.
     Null(Stats),
 }
@@ -89,6 +109,9 @@ impl TxPort {
     pub fn tx_burst(&mut self, burst: &Burst<'_>, picks: &[Pick], scratch: &mut Scratch) -> bool {
         match self {
             Self::Vhost(vhost) => vhost.tx_burst(burst, picks, scratch),
+            Self::Tap(tap) => tap.tx_burst(burst, picks, scratch),
+            Self::Packet(packet) => packet.tx_burst(burst, picks, scratch),
+            Self::Xdp(xdp) => xdp.tx_burst(burst, picks, scratch),
             Self::Null(stats) => {
                 stats.tx_packets.add(picks.len() as u64);
                 stats.tx_bytes.add(burst.bytes_of(picks));
