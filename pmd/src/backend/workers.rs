@@ -1,6 +1,7 @@
 //! The threads, the switch that spans them, and its ports.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
@@ -9,6 +10,7 @@ use vvu::memory::MemoryError;
 use super::net::NetDevice;
 use crate::mempool::{Mempool, MempoolError};
 use crate::net::{Fdb, Inbox, MAX_PORTS, NetConfig, Place, Shared, Switch};
+use crate::port::capture::{CaptureError, FileConfig, FileTx, Recorder, Replay};
 use crate::port::uplink::{self, TapConfig, UplinkError, XdpConfig};
 use crate::port::{Generator, MAX_FRAME, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx};
 use crate::stats::{PortSnapshot, PortStats, Snapshot, WorkerStats};
@@ -73,6 +75,8 @@ pub enum PortKind {
     Packet(String),
     /// A queue of an interface, through an AF_XDP socket.
     Xdp(XdpConfig),
+    /// Frames of a file, and a file of frames.
+    File(FileConfig),
     /// Sends each frame back to where it came from.
     Echo {
         /// With source and destination address exchanged.
@@ -99,6 +103,9 @@ pub enum BackendError {
     /// No way to the kernel.
     #[error(transparent)]
     Uplink(#[from] UplinkError),
+    /// A file that cannot be read or written.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// All numbers are taken.
     #[error("a switch has at most {MAX_PORTS} ports")]
     TooManyPorts,
@@ -142,6 +149,10 @@ struct Port {
     worker: usize,
     place: PortPlace,
     stats: Stats,
+    /// What writes the file of a port that is one, for as long as the port is there.
+    _recorder: Option<Recorder>,
+    /// What writes down what passes the port.
+    capture: Option<Recorder>,
 }
 
 /// Whether a port has halves with its worker, or is a rule that all workers know.
@@ -241,7 +252,8 @@ impl Workers {
             _ => (PortPlace::Owned, 0),
         };
         let stats = PortStats::new(rings, &RingError::REASONS);
-        if let Some((rx, tx)) = halves(&kind, &name, &stats, thread.waker())? {
+        let mut recorder = None;
+        if let Some((rx, tx)) = halves(&kind, &name, &stats, thread.waker(), &mut recorder)? {
             let stats = Arc::clone(&stats);
             thread.call(move |switch| switch.add(id.0, rx, tx, stats))?;
         }
@@ -254,6 +266,8 @@ impl Workers {
             worker: number,
             place,
             stats,
+            _recorder: recorder,
+            capture: None,
         };
         ports.insert(id, port);
         let device = match kind {
@@ -279,6 +293,34 @@ impl Workers {
             thread.call(move |switch| switch.place(id.0, Place::Absent))?;
         }
         self.shared.fdb.flush(id.0);
+        Ok(())
+    }
+
+    /// Writes what passes a port from now on to the file at `path`, of each frame the first `snap`
+    /// bytes. A capture of the port that there is ends.
+    pub fn start_capture(&self, id: PortId, path: &Path, snap: u32) -> Result<(), BackendError> {
+        self.stop_capture(id)?;
+        let mut ports = self.ports();
+        let port = ports.get_mut(&id).ok_or(BackendError::NoPort)?;
+        if let PortPlace::Echo { .. } = port.place {
+            return Err(CaptureError::NoFrames(port.name.to_string()).into());
+        }
+        let (recorder, pen) = Recorder::start(path, &port.name, snap)?;
+        let owner = self.thread(port.worker)?;
+        owner.call(move |switch| switch.capture(id.0, Some(&pen)))?;
+        port.capture = Some(recorder);
+        Ok(())
+    }
+
+    /// Ends the capture of a port, if there is one. Its file is complete then.
+    pub fn stop_capture(&self, id: PortId) -> Result<(), BackendError> {
+        let mut ports = self.ports();
+        let port = ports.get_mut(&id).ok_or(BackendError::NoPort)?;
+        if let Some(recorder) = port.capture.take() {
+            let owner = self.thread(port.worker)?;
+            owner.call(move |switch| switch.capture(id.0, None))?;
+            drop(recorder);
+        }
         Ok(())
     }
 
@@ -358,6 +400,7 @@ fn halves(
     name: &Arc<str>,
     stats: &Stats,
     waker: &Arc<Waker>,
+    recorder: &mut Option<Recorder>,
 ) -> Result<Option<(RxPort, TxPort)>, BackendError> {
     let rings = || Rings::new(Arc::clone(name), Arc::clone(stats));
     let null = TxPort::Null(Arc::clone(stats));
@@ -394,6 +437,25 @@ fn halves(
         PortKind::Xdp(config) => {
             let (rx, tx) = uplink::xdp(config, stats, waker)?;
             Some((RxPort::Xdp(rx), TxPort::Xdp(tx)))
+        }
+        PortKind::File(FileConfig {
+            input,
+            output,
+            repeat,
+        }) => {
+            let rx = match input {
+                None => RxPort::None,
+                Some(path) => RxPort::File(Replay::open(path, *repeat, Arc::clone(stats))?),
+            };
+            let tx = match output {
+                None => null,
+                Some(path) => {
+                    let (started, pen) = Recorder::start(path, name, Recorder::SNAP)?;
+                    *recorder = Some(started);
+                    TxPort::File(FileTx::new(pen, Arc::clone(stats)))
+                }
+            };
+            Some((rx, tx))
         }
         PortKind::Echo { .. } => None,
     })

@@ -11,6 +11,7 @@ use vvu::memory::VolatileSlice;
 
 use super::fdb::{Fdb, is_group};
 use crate::mempool::{Mbuf, Mempool};
+use crate::port::capture::Pen;
 use crate::port::{BURST, Burst, Head, Heads, Parcel, Pick, RxPort, Scratch, Stats, TxPort};
 use crate::stats::{Drop, WorkerStats};
 
@@ -188,7 +189,23 @@ impl Switch {
     pub fn port(&mut self, number: u16) -> Option<(&mut RxPort, &mut TxPort)> {
         let rx = self.rx.iter_mut().find(|port| port.number == number)?;
         let tx = self.out.ports.get_mut(usize::from(number))?.tx.as_mut()?;
-        Some((&mut rx.rx, tx))
+        Some((rx.rx.inner(), tx.inner()))
+    }
+
+    /// Writes down what passes port `number` with `pen` from now on, or nothing any more. False
+    /// if this worker does not own it.
+    pub fn capture(&mut self, number: u16, pen: Option<&Pen>) -> bool {
+        let rx = self.rx.iter_mut().find(|port| port.number == number);
+        let out = self.out.ports.get_mut(usize::from(number));
+        let (Some(rx), Some(out)) = (rx, out) else {
+            return false;
+        };
+        let (Some(tx), Some(stats)) = (&mut out.tx, &out.stats) else {
+            return false;
+        };
+        rx.rx.capture(pen, stats);
+        tx.capture(pen, stats);
+        true
     }
 
     /// Forwards everything there is now, up to a burst of each ring and of the inbox. Returns

@@ -9,6 +9,7 @@
 //! This room knows no switch, no sessions and no threads.
 
 mod burst;
+pub mod capture;
 pub mod flow;
 mod generator;
 pub mod offload;
@@ -18,6 +19,7 @@ pub mod uplink;
 mod vhost;
 
 pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
+use capture::{FileTx, Pen, Replay};
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
 pub use scratch::Scratch;
@@ -47,6 +49,10 @@ pub enum RxPort {
     Packet(PacketRx),
     /// What an AF_XDP socket receives.
     Xdp(XdpRx),
+    /// A file's.
+    File(Replay),
+    /// A port whose frames are written down.
+    Captured(Box<Captured<Self>>),
     /// Nothing ever comes.
     None,
 }
@@ -62,6 +68,8 @@ impl RxPort {
             Self::Tap(tap) => tap.rx_burst(heads, each),
             Self::Packet(packet) => packet.rx_burst(heads, each),
             Self::Xdp(xdp) => xdp.rx_burst(heads, each),
+            Self::File(file) => file.rx_burst(heads, each),
+            Self::Captured(captured) => captured.rx_burst(heads, each),
             Self::None => false,
         }
     }
@@ -74,15 +82,71 @@ impl RxPort {
             Self::Tap(tap) => tap.enable_kicks(),
             Self::Packet(packet) => packet.enable_kicks(),
             Self::Xdp(xdp) => xdp.enable_kicks(),
+            Self::File(file) => file.enable_kicks(),
+            Self::Captured(captured) => captured.port.enable_kicks(),
             Self::None => Quiet::Kicked,
         }
     }
 
     /// Asks for no kicks, because the worker polls.
     pub fn disable_kicks(&mut self) {
-        if let Self::Vhost(vhost) = self {
-            vhost.disable_kicks();
+        match self {
+            Self::Vhost(vhost) => vhost.disable_kicks(),
+            Self::Captured(captured) => captured.port.disable_kicks(),
+            _ => {}
         }
+    }
+
+    /// The port itself, whether or not its frames are written down.
+    pub fn inner(&mut self) -> &mut Self {
+        match self {
+            Self::Captured(captured) => &mut captured.port,
+            port => port,
+        }
+    }
+
+    /// Writes down what comes with `pen` from now on, or nothing any more.
+    pub fn capture(&mut self, pen: Option<&Pen>, stats: &Stats) {
+        let port = match std::mem::replace(self, Self::None) {
+            Self::Captured(captured) => captured.port,
+            port => port,
+        };
+        *self = match pen {
+            None => port,
+            Some(pen) => Self::Captured(Captured::new(port, pen, stats)),
+        };
+    }
+}
+
+/// A half of a port, and what writes down its frames.
+#[derive(Debug)]
+pub struct Captured<P> {
+    port: P,
+    pen: Pen,
+    stats: Stats,
+}
+
+impl<P> Captured<P> {
+    fn new(port: P, pen: &Pen, stats: &Stats) -> Box<Self> {
+        Box::new(Self {
+            port,
+            pen: pen.clone(),
+            stats: Arc::clone(stats),
+        })
+    }
+}
+
+impl Captured<RxPort> {
+    #[cold]
+    fn rx_burst(&mut self, heads: &mut Heads, mut each: impl FnMut(&Burst<'_>) -> bool) -> bool {
+        let Self { port, pen, stats } = self;
+        let mut seen = |burst: &Burst<'_>| {
+            pen.incoming(burst, stats);
+            each(burst)
+        };
+        // As an object, so that there is one such function and not one in the other for ever.
+        let seen: &mut dyn FnMut(&Burst<'_>) -> bool = &mut seen;
+        port.rx_burst(heads, seen)
     }
 }
 
@@ -97,6 +161,10 @@ pub enum TxPort {
     Packet(PacketTx),
     /// What an AF_XDP socket sends.
     Xdp(XdpTx),
+    /// A file.
+    File(FileTx),
+    /// A port whose frames are written down.
+    Captured(Box<Captured<Self>>),
     /// Frames are counted and forgotten.
     Null(Stats),
 }
@@ -112,11 +180,37 @@ impl TxPort {
             Self::Tap(tap) => tap.tx_burst(burst, picks, scratch),
             Self::Packet(packet) => packet.tx_burst(burst, picks, scratch),
             Self::Xdp(xdp) => xdp.tx_burst(burst, picks, scratch),
+            Self::File(file) => file.tx_burst(burst, picks, scratch),
+            Self::Captured(captured) => {
+                let Captured { port, pen, stats } = &mut **captured;
+                pen.outgoing(burst, picks, stats);
+                port.tx_burst(burst, picks, scratch)
+            }
             Self::Null(stats) => {
                 stats.tx_packets.add(picks.len() as u64);
                 stats.tx_bytes.add(burst.bytes_of(picks));
                 true
             }
         }
+    }
+
+    /// The port itself, whether or not its frames are written down.
+    pub fn inner(&mut self) -> &mut Self {
+        match self {
+            Self::Captured(captured) => &mut captured.port,
+            port => port,
+        }
+    }
+
+    /// Writes down what goes with `pen` from now on, or nothing any more.
+    pub fn capture(&mut self, pen: Option<&Pen>, stats: &Stats) {
+        let port = match std::mem::replace(self, Self::Null(Arc::clone(stats))) {
+            Self::Captured(captured) => captured.port,
+            port => port,
+        };
+        *self = match pen {
+            None => port,
+            Some(pen) => Self::Captured(Captured::new(port, pen, stats)),
+        };
     }
 }

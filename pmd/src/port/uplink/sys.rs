@@ -327,8 +327,7 @@ impl<'b> Gather<'b> {
     /// Writes each frame with a call of its own; `each` hears what became of it.
     pub(super) fn write(&mut self, fd: BorrowedFd<'_>, mut each: impl FnMut(u64, io::Result<()>)) {
         let ranges = self.settle();
-        for number in 0..self.frames {
-            let (start, end) = ranges[number];
+        for (number, (start, end)) in ranges.into_iter().enumerate().take(self.frames) {
             let parts = &self.parts[start..end];
             // SAFETY: each part names bytes that live: of `self.leads`, which does not move while
             // `self` is borrowed, or of slices borrowed for 'b. The kernel only reads them, and

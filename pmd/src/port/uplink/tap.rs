@@ -27,7 +27,7 @@ use crate::port::scratch::Scratch;
 use crate::wake::{Quiet, Waker, Watch};
 
 /// What is wanted of a TAP.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TapConfig {
     /// Name of the interface. One that is not there is made, and goes with the port.
     pub name: String,

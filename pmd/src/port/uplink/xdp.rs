@@ -41,7 +41,7 @@ pub enum XdpMode {
 }
 
 /// What is wanted of an AF_XDP port.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XdpConfig {
     /// Name of the interface.
     pub name: String,
