@@ -1,14 +1,18 @@
 //! A switch and what serves its ports: workers, and a session for each virtio-net device.
 
+use std::path::Path;
+
 use anyhow::Context;
 use vvu::session::Session;
 use vvu::transport::Transport;
-use vvu_pmd::backend::{Config, PortKind, Workers};
+use vvu_pmd::backend::{Config, PortId, PortKind, Workers};
 
 /// A running switch.
 pub(crate) struct Wiring {
     pub(crate) workers: Workers,
     sessions: Vec<Session>,
+    /// Ports, in the order they were added.
+    ports: Vec<PortId>,
 }
 
 impl Wiring {
@@ -22,6 +26,7 @@ impl Wiring {
         Ok(Self {
             workers,
             sessions: Vec::new(),
+            ports: Vec::new(),
         })
     }
 
@@ -32,13 +37,20 @@ impl Wiring {
         kind: PortKind,
         transport: Option<Box<dyn Transport>>,
     ) -> anyhow::Result<()> {
-        let (_, device) = self.workers.add_port(name, kind, None)?;
+        let (port, device) = self.workers.add_port(name, kind, None)?;
+        self.ports.push(port);
         if let (Some(transport), Some(device)) = (transport, device) {
             let session = Session::spawn(transport, Box::new(device));
             self.sessions
                 .push(session.context("cannot start a thread")?);
         }
         Ok(())
+    }
+
+    /// Writes what passes the port that was added as number `port` to a file.
+    pub(crate) fn capture(&self, port: usize, file: &Path, snap: u32) -> anyhow::Result<()> {
+        let port = self.ports.get(port).context("there is no such port")?;
+        Ok(self.workers.start_capture(*port, file, snap)?)
     }
 
     /// Ends the sessions: rings are stopped, functions left reset. The counters stay.
