@@ -1,23 +1,27 @@
 //! Drivers for tests: the other side of a ring, in software, as well-behaved or as hostile as a
 //! test wants.
 //!
-//! A [`MockGuest`] is memory with addresses, a [`MockQueue`] the driver side of one split ring in
-//! it, and a [`MockNet`] a network card's driver that fills and drains the queues of any
+//! A [`MockGuest`] is memory with addresses, a [`MockQueue`] the driver side of one ring in it,
+//! split or packed, and a [`MockNet`] a network card's driver that fills and drains the queues of any
 //! [`VirtioDevice`]. Only the layouts are shared with the code under test. Mistakes of a test
 //! panic: this is test code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod net;
+mod packed;
 mod queue;
+mod split;
 
 pub use net::{Layout, MockNet};
 pub use queue::{Buffer, MockQueue};
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
+use vm_memory::Bytes;
 use vvu::memory::{Area, Mapping, MemTable, Region, VolatileSlice};
 use vvu::notify::{Call, Kick};
 #[allow(unused_imports)] // Named by the documentation.
@@ -106,6 +110,18 @@ impl MockGuest {
             part.copy_to(&mut bytes[at..]);
         });
         bytes
+    }
+
+    /// A number of a ring, stored at once.
+    fn store(&self, addr: u64, value: u16) {
+        let place = self.table.guest(addr, 2).unwrap();
+        place.store(value.to_le(), 0, Ordering::Release).unwrap();
+    }
+
+    /// A number of a ring, read at once.
+    fn load(&self, addr: u64) -> u16 {
+        let place = self.table.guest(addr, 2).unwrap();
+        u16::from_le(place.load(0, Ordering::Acquire).unwrap())
     }
 
     fn each(&self, addr: u64, len: usize, mut what: impl FnMut(usize, VolatileSlice<'_>)) {

@@ -10,6 +10,7 @@ use common::*;
 use vvu::virtio::VirtioDevice;
 use vvu_pmd::mock::{Layout, MockGuest, MockNet, MockQueue, Random};
 use vvu_pmd::stats::RingState;
+use vvu_pmd::vring::feature as ring;
 use vvu_pmd::{NetDevice, Workers};
 
 const START: u64 = 0x10_0000;
@@ -21,7 +22,9 @@ const RINGS: usize = 0x3000;
 fn start(device: &mut NetDevice, random: &mut Random) -> MockGuest {
     let mut guest = MockGuest::new(START, &[LEN]);
     for index in 0..2 {
-        let mut queue = MockQueue::new(&mut guest, 64, device.features(), random.number() as u16);
+        let packed = ring::RING_PACKED * (random.number() >> 63);
+        let features = device.features() & !ring::RING_PACKED | packed;
+        let mut queue = MockQueue::new(&mut guest, 64, features, random.number() as u16);
         let (vring, _, _) = queue.vring(index);
         device.start_ring(vring).unwrap();
     }

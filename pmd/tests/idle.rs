@@ -21,6 +21,8 @@ fn idle_workers_sleep_and_wake() {
     for (polled, features) in [
         (false, u64::MAX),
         (false, !ring::EVENT_IDX),
+        (false, !ring::RING_PACKED),
+        (false, !(ring::RING_PACKED | ring::EVENT_IDX)),
         (true, u64::MAX),
     ] {
         let workers = Workers::start(&[0]).unwrap();

@@ -40,9 +40,18 @@ fn layout(random: &mut Random) -> Layout {
             features &= !bit;
         }
     }
+    for bit in [ring::RING_PACKED, ring::IN_ORDER] {
+        if random.range(0, 1) == 0 {
+            features &= !bit;
+        }
+    }
+    let packed = features & ring::RING_PACKED != 0;
     let mergeable = features & feature::MRG_RXBUF != 0;
     Layout {
-        size: 1 << random.range(5, 9),
+        size: match packed {
+            true => random.range(32, 512) as u16,
+            false => 1 << random.range(5, 9),
+        },
         base: random.number() as u16,
         buffer: random.range(if mergeable { 64 } else { 1600 }, 2500),
         features,

@@ -9,6 +9,7 @@
 //! every access is bounded by the mapping it falls in. Accessors are vm-memory's
 //! [`VolatileSlice`]. This room knows nothing of messages, rings or devices.
 
+pub mod copy;
 mod fault;
 mod mapping;
 mod reservation;

@@ -80,23 +80,27 @@ impl MemTable {
         self.regions.iter().any(|region| region.bytes.is_lost())
     }
 
+    /// The region that holds guest address `addr`.
+    #[inline]
+    pub fn region(&self, addr: u64) -> Option<&Region> {
+        let after = self.regions.partition_point(|r| r.guest_addr <= addr);
+        let region = self.regions.get(after.checked_sub(1)?)?;
+        (addr - region.guest_addr < region.size()).then_some(region)
+    }
+
     /// As many of the `len` bytes at guest address `addr` as one region holds: at least one, and
     /// all of them unless the range runs past its region. Callers that may meet a buffer across
     /// two regions ask again for the rest. `None` if `addr` is nobody's, or `len` is zero.
     #[inline]
     pub fn guest(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        let after = self.regions.partition_point(|r| r.guest_addr <= addr);
-        let region = self.regions.get(after.checked_sub(1)?)?;
+        let region = self.region(addr)?;
         let offset = addr - region.guest_addr;
-        if offset >= region.size() || len == 0 {
+        if len == 0 {
             return None;
         }
         let there = (region.size() - offset) as usize;
-        region
-            .bytes
-            .slice()
-            .subslice(offset as usize, len.min(there))
-            .ok()
+        let bytes = region.bytes.slice();
+        bytes.subslice(offset as usize, len.min(there)).ok()
     }
 
     /// The `len` bytes at the front-end's own address `addr`, which is how messages name rings.

@@ -46,6 +46,7 @@ fn setup(error: SetupError) -> DeviceError {
     tracing::warn!(%error, "ring refused");
     match error {
         SetupError::Size(_) => DeviceError::Unsupported("this ring size"),
+        SetupError::Base { .. } => DeviceError::Unsupported("a ring that begins there"),
         SetupError::Area { .. } => DeviceError::Unsupported("rings at these addresses"),
         SetupError::Kick(_) => DeviceError::Unsupported("a kick of this kind"),
     }

@@ -19,7 +19,7 @@ pub struct Layout {
     pub base: u16,
     /// Bytes of a receive buffer.
     pub buffer: usize,
-    /// Features to accept, of those offered.
+    /// Features to accept, of those offered. By default all but the other ring format and order.
     pub features: u64,
     /// Pairs of queues.
     pub pairs: u16,
@@ -33,7 +33,7 @@ impl Default for Layout {
             size: 256,
             base: 0,
             buffer: 2048,
-            features: u64::MAX,
+            features: !(ring::RING_PACKED | ring::IN_ORDER),
             pairs: 1,
             polled: false,
         }

@@ -1,15 +1,14 @@
-//! The driver side of one split ring (VIRTIO 1.2, 2.7.13 and 2.7.14).
+//! The driver side of one ring.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::Bytes;
 use vvu::memory::MemTable;
 use vvu::notify::{Call, Kick};
 use vvu::virtio::{RingAreas, Vring};
 
+use super::packed::{self, PackedDriver};
+use super::split::{self, SplitDriver};
 use super::{MockGuest, call, kick, signal};
 use crate::vring::feature;
 
@@ -24,7 +23,22 @@ pub struct Buffer {
     pub writable: bool,
 }
 
-/// The driver side of a split ring. See the [module](super).
+/// Where a chain goes on in an indirect table.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Indirect {
+    /// Guest address of the table.
+    pub(super) table: u64,
+    /// Buffers before it.
+    pub(super) direct: usize,
+}
+
+#[derive(Debug)]
+enum Driver {
+    Split(SplitDriver),
+    Packed(PackedDriver),
+}
+
+/// The driver side of a ring: a packed one if the features say so. See the [module](super).
 #[derive(Debug)]
 pub struct MockQueue {
     guest: MockGuest,
@@ -32,71 +46,44 @@ pub struct MockQueue {
     features: u64,
     /// Where it starts, for [`MockQueue::vring`].
     base: u16,
-    desc: u64,
-    avail: u64,
-    used: u64,
-    free: Vec<u16>,
-    /// Descriptors of the chains in flight, by head.
-    flying: HashMap<u16, Vec<u16>>,
-    next_avail: u16,
-    kicked: u16,
-    last_used: u16,
+    driver: Driver,
     /// Our end of the kick, once the ring was handed over.
     kick: Option<OwnedFd>,
 }
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-
 impl MockQueue {
     /// A ring of `size` entries in memory taken from `guest`, whose indices begin at `base`.
     pub fn new(guest: &mut MockGuest, size: u16, features: u64, base: u16) -> Self {
-        let entries = usize::from(size);
-        let desc = guest.alloc_whole(16 * entries, 16);
-        let avail = guest.alloc_whole(6 + 2 * entries, 2);
-        let used = guest.alloc_whole(6 + 8 * entries, 4);
-        let this = Self {
+        let driver = if features & feature::RING_PACKED != 0 {
+            Driver::Packed(PackedDriver::new(guest, size, features, base))
+        } else {
+            Driver::Split(SplitDriver::new(guest, size, features, base))
+        };
+        Self {
             guest: guest.clone(),
             size,
             features,
             base,
-            desc,
-            avail,
-            used,
-            free: (0..size).rev().collect(),
-            flying: HashMap::new(),
-            next_avail: base,
-            kicked: base,
-            last_used: base,
+            driver,
             kick: None,
-        };
-        this.store(avail + 2, base);
-        this.store(used + 2, base);
-        this
-    }
-
-    fn store(&self, addr: u64, value: u16) {
-        let place = self.guest.table.guest(addr, 2).unwrap();
-        place.store(value.to_le(), 0, Ordering::Release).unwrap();
-    }
-
-    fn load(&self, addr: u64) -> u16 {
-        let place = self.guest.table.guest(addr, 2).unwrap();
-        u16::from_le(place.load(0, Ordering::Acquire).unwrap())
-    }
-
-    fn event_idx(&self) -> bool {
-        self.features & feature::EVENT_IDX != 0
+        }
     }
 
     /// Where the ring is.
     pub fn areas(&self) -> RingAreas {
         let entries = usize::from(self.size);
-        RingAreas {
-            desc: self.guest.area(self.desc, 16 * entries),
-            driver: self.guest.area(self.avail, 6 + 2 * entries),
-            device: self.guest.area(self.used, 6 + 8 * entries),
+        let area = |at, len| self.guest.area(at, len);
+        match &self.driver {
+            Driver::Split(ring) => RingAreas {
+                desc: area(ring.desc, 16 * entries),
+                driver: area(ring.avail, 6 + 2 * entries),
+                device: area(ring.used, 6 + 8 * entries),
+            },
+            Driver::Packed(ring) => RingAreas {
+                desc: area(ring.desc, 16 * entries),
+                driver: area(ring.driver, 4),
+                device: area(ring.device, 4),
+            },
         }
     }
 
@@ -116,7 +103,10 @@ impl MockQueue {
             index,
             size: self.size,
             areas: self.areas(),
-            base: u32::from(self.base),
+            base: match &self.driver {
+                Driver::Split(_) => u32::from(self.base),
+                Driver::Packed(ring) => ring.base(self.base),
+            },
             features: self.features,
             enabled: true,
             kick,
@@ -137,13 +127,10 @@ impl MockQueue {
     /// The ring goes on at `base`, with nothing in flight.
     pub fn restart(&mut self, base: u16) {
         self.base = base;
-        self.next_avail = base;
-        self.kicked = base;
-        self.last_used = base;
-        self.flying.clear();
-        self.free = (0..self.size).rev().collect();
-        self.store(self.avail + 2, base);
-        self.store(self.used + 2, base);
+        match &mut self.driver {
+            Driver::Split(ring) => ring.restart(&self.guest, base),
+            Driver::Packed(ring) => ring.restart(&self.guest, base),
+        }
     }
 
     /// The guest's memory is now elsewhere in this process. Returns the new place of the ring.
@@ -159,89 +146,39 @@ impl MockQueue {
 
     /// Descriptors not in flight.
     pub fn free(&self) -> usize {
-        self.free.len()
+        match &self.driver {
+            Driver::Split(ring) => ring.free.len(),
+            Driver::Packed(ring) => ring.free.into(),
+        }
     }
 
-    /// Writes descriptor `index` as it is.
-    pub fn write_desc(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
-        let at = self.desc + 16 * u64::from(index);
-        self.guest.write(at, &desc(addr, len, flags, next));
-    }
-
-    /// Writes `head` in the available ring and counts it, unpublished.
-    pub fn push_head(&mut self, head: u16) {
-        let slot = u64::from(self.next_avail & (self.size - 1));
-        self.store(self.avail + 4 + 2 * slot, head);
-        self.next_avail = self.next_avail.wrapping_add(1);
-    }
-
-    /// Publishes this available index, true or not.
-    pub fn publish_index(&self, index: u16) {
-        self.store(self.avail + 2, index);
-    }
-
-    /// Adds a chain of direct descriptors, unpublished. `None` if there are too few.
+    /// Adds a chain of direct descriptors, unpublished. `None` if there are too few. Returns its
+    /// head (split) or id (packed).
     pub fn add(&mut self, chain: &[Buffer]) -> Option<u16> {
-        if self.free.len() < chain.len() || chain.is_empty() {
-            return None;
+        match &mut self.driver {
+            Driver::Split(ring) => ring.add(&self.guest, chain, None),
+            Driver::Packed(ring) => ring.add(&self.guest, chain, None),
         }
-        let taken = self.free.split_off(self.free.len() - chain.len());
-        for (n, buffer) in chain.iter().enumerate() {
-            let next = taken.get(n + 1).copied();
-            let mut flags = if next.is_some() { NEXT } else { 0 };
-            flags |= if buffer.writable { WRITE } else { 0 };
-            self.write_desc(
-                taken[n],
-                buffer.addr,
-                buffer.len,
-                flags,
-                next.unwrap_or(0xdead),
-            );
-        }
-        let head = taken[0];
-        self.flying.insert(head, taken);
-        self.push_head(head);
-        Some(head)
     }
 
-    /// Adds a chain in an indirect table at guest address `table`, after `direct` buffers.
+    /// Adds a chain in an indirect table at guest address `table`, in split rings after `direct`
+    /// buffers.
     pub fn add_indirect(&mut self, chain: &[Buffer], table: u64, direct: usize) -> Option<u16> {
-        if self.free.len() <= direct || direct >= chain.len() {
+        if direct >= chain.len() {
             return None;
         }
-        let (before, inside) = chain.split_at(direct);
-        for (n, buffer) in inside.iter().enumerate() {
-            let last = n + 1 == inside.len();
-            let flags = if last { 0 } else { NEXT } | if buffer.writable { WRITE } else { 0 };
-            let at = table + 16 * n as u64;
-            self.guest
-                .write(at, &desc(buffer.addr, buffer.len, flags, n as u16 + 1));
+        let table = Some(Indirect { table, direct });
+        match &mut self.driver {
+            Driver::Split(ring) => ring.add(&self.guest, chain, table),
+            Driver::Packed(ring) => ring.add(&self.guest, chain, table),
         }
-        let taken = self.free.split_off(self.free.len() - direct - 1);
-        for (n, buffer) in before.iter().enumerate() {
-            let flags = NEXT | if buffer.writable { WRITE } else { 0 };
-            self.write_desc(taken[n], buffer.addr, buffer.len, flags, taken[n + 1]);
-        }
-        let len = 16 * inside.len() as u32;
-        self.write_desc(taken[direct], table, len, INDIRECT, 0xbeef);
-        let head = taken[0];
-        self.flying.insert(head, taken);
-        self.push_head(head);
-        Some(head)
     }
 
     /// Publishes all chains added. Returns whether the device wants a kick.
     pub fn publish(&mut self) -> bool {
-        let old = std::mem::replace(&mut self.kicked, self.next_avail);
-        self.store(self.avail + 2, self.next_avail);
-        // Pairs with the device's fence between asking for kicks and looking again.
-        fence(Ordering::SeqCst);
-        if self.event_idx() {
-            let event = self.load(self.used + 4 + 8 * u64::from(self.size));
-            let passed = self.next_avail.wrapping_sub(event).wrapping_sub(1);
-            passed < self.next_avail.wrapping_sub(old)
-        } else {
-            self.load(self.used) & 1 == 0
+        match &mut self.driver {
+            Driver::Split(ring) => ring.publish(&self.guest),
+            Driver::Packed(ring) => ring.publish(&self.guest),
         }
     }
 
@@ -254,55 +191,88 @@ impl MockQueue {
         }
     }
 
-    /// The next chain the device has used: its head and the bytes it says to have written.
+    /// The next chain the device has used: its head or id, and the bytes it says to have written.
     pub fn used(&mut self) -> Option<(u16, u32)> {
-        if self.load(self.used + 2) == self.last_used {
-            return None;
+        match &mut self.driver {
+            Driver::Split(ring) => ring.used(&self.guest),
+            Driver::Packed(ring) => ring.used(&self.guest),
         }
-        let slot = u64::from(self.last_used & (self.size - 1));
-        let entry = self.guest.read(self.used + 4 + 8 * slot, 8);
-        let head = u32::from_le_bytes(entry[..4].try_into().unwrap()) as u16;
-        let len = u32::from_le_bytes(entry[4..].try_into().unwrap());
-        self.last_used = self.last_used.wrapping_add(1);
-        let descs = self
-            .flying
-            .remove(&head)
-            .unwrap_or_else(|| panic!("the device used {head}, which was not in flight"));
-        self.free.extend(descs);
-        Some((head, len))
-    }
-
-    /// The used index that the device has published.
-    pub fn used_index(&self) -> u16 {
-        self.load(self.used + 2)
-    }
-
-    /// Asks for a call when the used index passes `event` (with the event index).
-    pub fn set_used_event(&self, event: u16) {
-        self.store(self.avail + 4 + 2 * u64::from(self.size), event);
     }
 
     /// Asks for no calls, or for calls (without the event index).
     pub fn set_no_interrupt(&self, none: bool) {
-        self.store(self.avail, u16::from(none));
+        match &self.driver {
+            Driver::Split(ring) => self.guest.store(ring.avail, u16::from(none)),
+            Driver::Packed(ring) => self.guest.store(ring.driver + 2, u16::from(none)),
+        }
     }
 
-    /// Whether the device asked for no kicks (without the event index).
+    /// Asks for a call when what is used passes `event`: an index in split rings, slot and wrap
+    /// counter in packed ones (with the event index).
+    pub fn set_used_event(&self, event: u16) {
+        match &self.driver {
+            Driver::Split(ring) => {
+                let at = ring.avail + 4 + 2 * u64::from(self.size);
+                self.guest.store(at, event);
+            }
+            Driver::Packed(ring) => {
+                self.guest.store(ring.driver, event);
+                self.guest.store(ring.driver + 2, 2);
+            }
+        }
+    }
+
+    /// Whether the device asked for no kicks (in split rings, without the event index).
     pub fn no_notify(&self) -> bool {
-        self.load(self.used) & 1 != 0
+        match &self.driver {
+            Driver::Split(ring) => self.guest.load(ring.used) & 1 != 0,
+            Driver::Packed(ring) => self.guest.load(ring.device + 2) == 1,
+        }
     }
 
-    /// Where the device wants the next kick (with the event index).
-    pub fn avail_event(&self) -> u16 {
-        self.load(self.used + 4 + 8 * u64::from(self.size))
+    /// Writes descriptor `index` as it is; `link` is the next field or the id. Flags of packed
+    /// rings have to say that it is available.
+    pub fn write_desc(&self, index: u16, addr: u64, len: u32, flags: u16, link: u16) {
+        match &self.driver {
+            Driver::Split(ring) => {
+                ring.write_desc(&self.guest, index, split::desc(addr, len, flags, link));
+            }
+            Driver::Packed(ring) => {
+                ring.write_desc(&self.guest, index, packed::desc(addr, len, link, flags));
+            }
+        }
     }
-}
 
-fn desc(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&addr.to_le_bytes());
-    bytes[8..12].copy_from_slice(&len.to_le_bytes());
-    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-    bytes[14..].copy_from_slice(&next.to_le_bytes());
-    bytes
+    /// The next slot of a packed ring, and the flags that make it available.
+    pub fn next_slot(&self) -> (u16, u16) {
+        match &self.driver {
+            Driver::Split(_) => panic!("a split ring has no such slots"),
+            Driver::Packed(ring) => (ring.slot(), ring.available()),
+        }
+    }
+
+    fn split(&self) -> &SplitDriver {
+        match &self.driver {
+            Driver::Split(ring) => ring,
+            Driver::Packed(_) => panic!("only split rings have indices"),
+        }
+    }
+
+    /// Writes `head` in the available ring of a split ring and counts it, unpublished.
+    pub fn push_head(&mut self, head: u16) {
+        match &mut self.driver {
+            Driver::Split(ring) => ring.push_head(&self.guest, head),
+            Driver::Packed(_) => panic!("only split rings have heads"),
+        }
+    }
+
+    /// Publishes this available index of a split ring, true or not.
+    pub fn publish_index(&self, index: u16) {
+        self.guest.store(self.split().avail + 2, index);
+    }
+
+    /// The used index that the device has published in a split ring.
+    pub fn used_index(&self) -> u16 {
+        self.guest.load(self.split().used + 2)
+    }
 }

@@ -1,176 +1,292 @@
-//! Learned addresses: which port a MAC address was last seen at (IEEE 802.1Q, 8.8).
+//! Learned addresses: which port a MAC address was last seen at, in each VLAN by itself (IEEE
+//! 802.1Q, 8.8).
 //!
-//! One table for all workers, read and written without locks. An address and its port share one
-//! 64-bit word, so nobody can see half an entry; two workers that race leave a table that is
-//! right, or right again after the next frame. No port can have more than its share of the table,
-//! nor push another port's addresses out.
+//! One table for all workers, read and written without locks. An entry is one 64-bit word, so
+//! nobody can see half of it; two workers that race leave a table that is right, or right again
+//! after the next frame. No port can push another port's addresses out.
+//!
+//! Address, VLAN and port would not fit into a word. They need not: address and VLAN, 60 bits, go
+//! through a permutation of 60-bit numbers that nobody outside knows. Of the result the low bits
+//! choose a bucket, and only the others are stored; which bucket an entry is in says the rest.
+//! Each address has two buckets to choose from, which is why all of [`CAPACITY`] finds room.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::MAX_PORTS;
 
-const BUCKETS: usize = 2048;
-const WAYS: usize = 4;
+/// Low bits of a permuted key that choose a bucket.
+const BUCKET_BITS: u32 = 15;
+const BUCKETS: usize = 1 << BUCKET_BITS;
+/// Entries of a bucket: as many as a cache line holds.
+const WAYS: usize = 5;
+/// Addresses to be had in all: 4/5 of the entries.
+const CAPACITY: u32 = (BUCKETS * 4) as u32;
+/// A bucket with fewer entries than this takes an address that could go elsewhere too.
+const SPARSE: usize = 3;
+/// Seconds in which all of the table is swept.
+const SWEEP: u32 = 8;
 
-/// Most addresses of one port.
-pub(super) const SHARE: u32 = 1024;
+/// Bits of an address and a VLAN.
+const KEY_BITS: u32 = 60;
+const KEY: u64 = (1 << KEY_BITS) - 1;
+/// Where the rest of a permuted key begins in a word.
+const TAG_SHIFT: u32 = 64 - (KEY_BITS - BUCKET_BITS);
+/// The entry is in the second bucket of its address.
+const SECOND: u64 = 1 << 16;
+/// What tells addresses in one bucket apart.
+const IDENTITY: u64 = !0 << TAG_SHIFT | SECOND;
 
+/// A MAC address as a number, its first byte in the lowest bits.
+pub(super) type Mac = u64;
+
+/// Whether an address belongs to a group (multicast, broadcast).
+#[inline]
+pub(super) fn is_group(mac: Mac) -> bool {
+    mac & 1 != 0
+}
+
+/// A cache line of entries.
 #[derive(Debug, Default)]
-struct Entry {
-    /// Address in the upper 48 bits, port + 1 in the lower 16; 0 is empty.
-    word: AtomicU64,
-    /// Second in which it was last seen.
-    seen: AtomicU32,
+#[repr(align(64))]
+struct Bucket {
+    /// Rest of the permuted key, [`SECOND`], and in the lower 16 bits port + 1; 0 is empty.
+    words: [AtomicU64; WAYS],
+    /// Seconds in which they were last seen.
+    seen: [AtomicU32; WAYS],
+}
+
+/// Where an address would be.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Spot {
+    /// A word in the first bucket, without a port.
+    tag: u64,
+    first: u32,
+    second: u32,
+}
+
+/// What came of learning an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Learned {
+    /// The table has it.
+    Yes,
+    /// There was no place for it, or the port has too many.
+    NoRoom,
 }
 
 /// The table.
 #[derive(Debug)]
 pub struct Fdb {
-    buckets: Box<[[Entry; WAYS]]>,
-    /// Addresses of each port.
+    buckets: Box<[Bucket; BUCKETS]>,
+    /// Addresses of each port, and of all.
     counts: Box<[AtomicU32]>,
+    total: AtomicU32,
     ageing: u32,
     swept: AtomicU32,
-    /// Unpredictable, so that nobody can aim at a bucket.
-    seed: u64,
+    /// Which permutation: unpredictable, so that nobody can aim at a bucket.
+    secret: [u64; 3],
 }
 
+#[inline]
 fn port_of(word: u64) -> Option<u16> {
     (word as u16).checked_sub(1)
 }
 
-fn key(mac: [u8; 6]) -> u64 {
-    mac.iter().fold(0, |key, &byte| key << 8 | u64::from(byte))
-}
-
-/// Whether an address belongs to a group (multicast, broadcast).
-pub(super) fn is_group(mac: [u8; 6]) -> bool {
-    mac[0] & 1 != 0
-}
+/// Where in the table an entry is.
+type Slot<'a> = (&'a AtomicU64, &'a AtomicU32);
 
 impl Fdb {
     /// An empty table whose entries last `ageing` seconds after they were last seen.
     pub fn new(ageing: u32) -> Self {
+        let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
+        let random = RandomState::new();
         Self {
-            buckets: (0..BUCKETS).map(|_| Default::default()).collect(),
+            buckets: buckets
+                .try_into()
+                .unwrap_or_else(|_| unreachable!("there are {BUCKETS}")),
             counts: (0..MAX_PORTS).map(|_| AtomicU32::new(0)).collect(),
+            total: AtomicU32::new(0),
             ageing,
             swept: AtomicU32::new(0),
-            seed: RandomState::new().hash_one(BUCKETS),
+            secret: [0, 1, 2].map(|n| random.hash_one(n)),
+        }
+    }
+
+    /// Where `mac` in VLAN `vid` would be. Each step can be undone, so two keys never meet in the
+    /// same bucket with the same rest.
+    #[inline]
+    pub(super) fn spot(&self, mac: Mac, vid: u16) -> Spot {
+        let [mask, first, second] = self.secret;
+        let mut key = (mac | u64::from(vid) << 48) ^ mask;
+        key &= KEY;
+        key ^= key >> 31;
+        key = key.wrapping_mul(first | 1) & KEY;
+        key ^= key >> 29;
+        key = key.wrapping_mul(second | 1) & KEY;
+        key ^= key >> 32;
+        let bucket = key as u32 % BUCKETS as u32;
+        let rest = key >> BUCKET_BITS;
+        Spot {
+            tag: rest << TAG_SHIFT,
+            first: bucket,
+            second: bucket ^ ((rest as u32 % BUCKETS as u32) | 1),
         }
     }
 
     #[inline]
-    fn bucket(&self, key: u64) -> &[Entry] {
-        let hash = (key ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let hash =
-            (hash ^ (hash >> 32) ^ self.seed.rotate_left(17)).wrapping_mul(0xd6e8_feb8_6659_fd93);
-        let bucket = self.buckets.get((hash >> 32) as usize % BUCKETS);
-        bucket.map_or(&[], |bucket| &bucket[..])
+    fn bucket(&self, number: u32) -> &Bucket {
+        &self.buckets[number as usize % BUCKETS]
     }
 
-    fn fresh(&self, entry: &Entry, now: u32) -> bool {
-        now.saturating_sub(entry.seen.load(Relaxed)) <= self.ageing
-    }
-
-    /// The port where `mac` was last seen.
+    /// Brings the line where an address probably is nearer, so that the misses of a burst overlap.
     #[inline]
-    pub fn lookup(&self, mac: [u8; 6], now: u32) -> Option<u16> {
-        let key = key(mac);
-        self.bucket(key).iter().find_map(|entry| {
-            let word = entry.word.load(Relaxed);
-            (word >> 16 == key && word != 0 && self.fresh(entry, now)).then(|| port_of(word))?
+    pub(super) fn touch(&self, spot: &Spot) {
+        let _ = self.bucket(spot.first).words[0].load(Relaxed);
+    }
+
+    #[inline]
+    fn fresh(&self, seen: &AtomicU32, now: u32) -> bool {
+        now.saturating_sub(seen.load(Relaxed)) <= self.ageing
+    }
+
+    /// All entries of an address: usually none or one.
+    #[inline]
+    fn entries(&self, spot: &Spot) -> impl Iterator<Item = (u64, Slot<'_>)> {
+        let Spot { tag, first, second } = *spot;
+        let both = [(first, tag), (second, tag | SECOND)];
+        both.into_iter().flat_map(move |(bucket, wanted)| {
+            let bucket = self.bucket(bucket);
+            let slots = bucket.words.iter().zip(&bucket.seen);
+            slots.filter_map(move |slot| {
+                let word = slot.0.load(Relaxed);
+                (word & IDENTITY == wanted && port_of(word).is_some()).then_some((word, slot))
+            })
         })
     }
 
-    /// Notes that `mac` is at `port`. False if there was no place for it.
+    /// The port where the address was last seen.
     #[inline]
-    pub fn learn(&self, mac: [u8; 6], port: u16, now: u32) -> bool {
-        let key = key(mac);
-        let word = key << 16 | (u64::from(port) + 1);
-        let bucket = self.bucket(key);
-        for entry in bucket {
-            if entry.word.load(Relaxed) == word {
-                // Not written when unchanged, to leave the cache line shared.
-                if entry.seen.load(Relaxed) != now {
-                    entry.seen.store(now, Relaxed);
-                }
-                return true;
+    pub(super) fn lookup(&self, spot: &Spot, now: u32) -> Option<u16> {
+        let mut entries = self.entries(spot);
+        entries.find_map(|(word, (_, seen))| self.fresh(seen, now).then(|| port_of(word))?)
+    }
+
+    /// Notes that the address is at `port`.
+    #[inline]
+    pub(super) fn learn(&self, spot: &Spot, port: u16, now: u32) -> Learned {
+        // Only the entry that a lookup finds first counts: there may be two after a race.
+        if let Some((word, (_, seen))) = self.entries(spot).next()
+            && port_of(word) == Some(port)
+        {
+            // Not written when unchanged, to leave the cache line shared.
+            if seen.load(Relaxed) != now {
+                seen.store(now, Relaxed);
             }
+            return Learned::Yes;
         }
-        self.learn_new(bucket, word, now)
+        self.learn_new(spot, port, now)
     }
 
     #[cold]
-    fn learn_new(&self, bucket: &[Entry], word: u64, now: u32) -> bool {
-        let port = port_of(word);
-        let count = port.and_then(|port| self.counts.get(usize::from(port)));
-        let Some(count) = count else {
-            return false;
-        };
-        // Best place first: the same address at another port, an empty or old entry, and at last
-        // our own oldest entry.
-        let may_grow = count.load(Relaxed) < SHARE;
-        let place = |entry: &&Entry| {
-            let old = entry.word.load(Relaxed);
-            let own = port_of(old) == port;
-            if old != 0 && old >> 16 == word >> 16 && may_grow {
-                Some((0, 0))
-            } else if (old == 0 || !self.fresh(entry, now)) && (may_grow || own) {
-                Some((1, 0))
-            } else {
-                own.then(|| (2, entry.seen.load(Relaxed)))
+    fn learn_new(&self, spot: &Spot, port: u16, now: u32) -> Learned {
+        let may_grow = self.may_grow(port);
+        let mut entries = self.entries(spot);
+        if let Some((old, slot)) = entries.next() {
+            // Seen elsewhere before. One that is left over from a race would be found again when
+            // this one is gone.
+            for (double, (word, _)) in entries {
+                self.replace(word, double, 0);
             }
+            let new = old & IDENTITY | (u64::from(port) + 1);
+            return self.enter(slot, old, may_grow.then_some(new), now);
+        }
+        let first = (self.bucket(spot.first), spot.tag);
+        let second = (self.bucket(spot.second), spot.tag | SECOND);
+        let used = |(bucket, _): &(&Bucket, u64)| {
+            let taken = |(word, seen): &Slot<'_>| word.load(Relaxed) != 0 && self.fresh(seen, now);
+            bucket.words.iter().zip(&bucket.seen).filter(taken).count()
         };
-        let best = bucket
-            .iter()
-            .filter_map(|entry| Some((place(&entry)?, entry)))
-            .min_by_key(|(rank, _)| *rank);
-        let Some((_, entry)) = best else {
-            return false;
+        let (in_first, in_second) = (used(&first), used(&second));
+        let (bucket, tag) = if in_first < SPARSE || in_first <= in_second {
+            first
+        } else {
+            second
         };
-        entry.seen.store(now, Relaxed);
-        self.replace(entry, entry.word.load(Relaxed), word)
+        let place = bucket.words.iter().zip(&bucket.seen).find_map(|slot| {
+            let old = slot.0.load(Relaxed);
+            let free = old == 0 || !self.fresh(slot.1, now);
+            free.then_some((old, slot))
+        });
+        match place {
+            // A port at its limit may still use its own old entry again.
+            Some((old, slot)) if may_grow || port_of(old) == Some(port) => {
+                self.enter(slot, old, Some(tag | (u64::from(port) + 1)), now)
+            }
+            _ => Learned::NoRoom,
+        }
+    }
+
+    /// Whether a port may have one more address: as long as it has less than what is left. So a
+    /// single port can have half of the capacity, two that flood a third each, and something is
+    /// always left for others.
+    fn may_grow(&self, port: u16) -> bool {
+        let left = CAPACITY.saturating_sub(self.total.load(Relaxed));
+        let count = self.counts.get(usize::from(port));
+        count.is_some_and(|count| count.load(Relaxed) < left)
+    }
+
+    fn enter(&self, (word, seen): Slot<'_>, old: u64, new: Option<u64>, now: u32) -> Learned {
+        let Some(new) = new else {
+            return Learned::NoRoom;
+        };
+        seen.store(now, Relaxed);
+        match self.replace(word, old, new) {
+            true => Learned::Yes,
+            false => Learned::NoRoom,
+        }
     }
 
     /// Replaces an entry's word, if it is still `old`, and keeps the counts right.
-    fn replace(&self, entry: &Entry, old: u64, new: u64) -> bool {
-        let won = entry
-            .word
-            .compare_exchange(old, new, Relaxed, Relaxed)
-            .is_ok();
+    fn replace(&self, word: &AtomicU64, old: u64, new: u64) -> bool {
+        let won = word.compare_exchange(old, new, Relaxed, Relaxed).is_ok();
         let count = |word| self.counts.get(usize::from(port_of(word)?));
         if won {
             if let Some(count) = count(new) {
                 count.fetch_add(1, Relaxed);
+                self.total.fetch_add(1, Relaxed);
             }
             if let Some(count) = count(old) {
                 count.fetch_sub(1, Relaxed);
+                self.total.fetch_sub(1, Relaxed);
             }
         }
         won
     }
 
-    fn clear(&self, mut which: impl FnMut(&Entry, u64) -> bool) {
-        for entry in self.buckets.iter().flatten() {
-            let word = entry.word.load(Relaxed);
-            if word != 0 && which(entry, word) {
-                self.replace(entry, word, 0);
+    fn clear(&self, buckets: &[Bucket], mut which: impl FnMut(&AtomicU32, u64) -> bool) {
+        for bucket in buckets {
+            for (entry, seen) in bucket.words.iter().zip(&bucket.seen) {
+                let word = entry.load(Relaxed);
+                if word != 0 && which(seen, word) {
+                    self.replace(entry, word, 0);
+                }
             }
         }
     }
 
-    /// Forgets what was not seen for too long; at most once a second, whoever asks.
+    /// Forgets what was not seen for too long: a part of the table each second, whoever asks, so
+    /// that no round takes long.
     pub fn sweep(&self, now: u32) {
         if self.swept.swap(now, Relaxed) != now {
-            self.clear(|entry, _| !self.fresh(entry, now));
+            let len = BUCKETS / SWEEP as usize;
+            let part = self.buckets.chunks(len).nth((now % SWEEP) as usize);
+            self.clear(part.unwrap_or(&[]), |seen, _| !self.fresh(seen, now));
         }
     }
 
     /// Forgets everything learned at `port`.
     pub fn flush(&self, port: u16) {
-        self.clear(|_, word| port_of(word) == Some(port));
+        self.clear(&self.buckets[..], |_, word| port_of(word) == Some(port));
     }
 
     /// Number of addresses known at `port`.
@@ -181,59 +297,5 @@ impl Fdb {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mac(n: u32) -> [u8; 6] {
-        let [a, b, c, d] = n.to_be_bytes();
-        [2, 0, a, b, c, d]
-    }
-
-    #[test]
-    fn learns_moves_ages_and_flushes() {
-        let fdb = Fdb::new(300);
-        assert_eq!(fdb.lookup(mac(1), 0), None);
-        assert!(fdb.learn(mac(1), 0, 10));
-        assert!(fdb.learn(mac(2), 7, 10));
-        assert_eq!(fdb.lookup(mac(1), 10), Some(0));
-        assert_eq!(fdb.lookup(mac(2), 310), Some(7));
-        assert_eq!(fdb.lookup(mac(2), 311), None);
-        // Seen again: young again. Seen elsewhere: moved.
-        assert!(fdb.learn(mac(1), 0, 200));
-        assert_eq!(fdb.lookup(mac(1), 400), Some(0));
-        assert!(fdb.learn(mac(1), 3, 401));
-        assert_eq!(fdb.lookup(mac(1), 401), Some(3));
-        assert_eq!((fdb.len(0), fdb.len(3)), (0, 1));
-        fdb.sweep(401);
-        assert_eq!(fdb.len(7), 0);
-        fdb.flush(3);
-        assert_eq!(fdb.lookup(mac(1), 401), None);
-        assert_eq!(fdb.len(3), 0);
-    }
-
-    #[test]
-    fn a_flood_of_addresses_hurts_only_its_port() {
-        let fdb = Fdb::new(300);
-        for n in 0..100 {
-            assert!(fdb.learn(mac(n), 1, 0));
-        }
-        for n in 1000..100_000 {
-            fdb.learn(mac(n), 2, 1);
-        }
-        assert!(fdb.len(2) <= SHARE as usize);
-        for n in 0..100 {
-            assert_eq!(fdb.lookup(mac(n), 2), Some(1));
-        }
-        // The flooded port is not stuck at its limit once its addresses are old.
-        fdb.sweep(400);
-        assert_eq!(fdb.len(2), 0);
-        assert!(fdb.learn(mac(5), 2, 400));
-    }
-
-    #[test]
-    fn group_addresses() {
-        assert!(is_group([0xff; 6]));
-        assert!(is_group([1, 0, 0x5e, 0, 0, 1]));
-        assert!(!is_group(mac(1)));
-    }
-}
+#[path = "fdb_tests.rs"]
+mod tests;

@@ -4,17 +4,18 @@
 //! index is published once. Frames between the same two ports stay in order, whether they are
 //! flooded or not. Frames to a port of another worker are copied into mbufs and queued there.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
 use vvu::memory::VolatileSlice;
 
-use super::fdb::{Fdb, is_group};
+use super::MAX_PORTS;
+use super::fdb::{Fdb, Spot, is_group};
 use crate::mempool::{Mbuf, Mempool};
 use crate::port::capture::Pen;
-use crate::port::{BURST, Burst, Head, Heads, Parcel, Pick, RxPort, Scratch, Stats, TxPort};
+use crate::port::{Addresses, BURST, Burst, Heads, Parcel, Pick, RxPort, Scratch, Stats, TxPort};
 use crate::stats::{Drop, WorkerStats};
-
 use crate::wake::{Quiet, Waker};
 
 /// Frames on their way to one worker.
@@ -110,12 +111,26 @@ pub struct Switch {
     out: Out,
 }
 
+/// Frames of a burst that follow each other with the same two addresses.
+#[derive(Debug, Clone, Copy, Default)]
+struct Run {
+    addresses: Addresses,
+    from: Spot,
+    to: Spot,
+    /// Number of its first frame.
+    start: u8,
+}
+
 /// Everything but where frames come from.
 #[derive(Debug)]
 struct Out {
     ports: Vec<Outgoing>,
     /// Numbers of the ports that are not absent.
     present: Vec<u16>,
+    /// Numbers of the ports of this worker that frames of the burst at hand go to.
+    touched: Vec<u16>,
+    /// Runs of the burst at hand.
+    runs: Vec<Run>,
     /// Frames of the burst at hand for each other worker: frame, and port if not all.
     remote: Vec<Vec<(u8, Option<u16>)>>,
     shared: Shared,
@@ -135,6 +150,8 @@ impl Switch {
             out: Out {
                 ports: Vec::new(),
                 present: Vec::new(),
+                touched: Vec::with_capacity(MAX_PORTS),
+                runs: Vec::with_capacity(BURST),
                 remote: shared
                     .inboxes
                     .iter()
@@ -264,13 +281,6 @@ impl Switch {
     }
 }
 
-/// What was decided about a frame.
-#[derive(Clone, Copy)]
-enum Verdict {
-    To(u16),
-    Flood,
-}
-
 /// Frames of one burst that came to nothing, and such.
 #[derive(Default)]
 struct Tally {
@@ -286,64 +296,89 @@ impl Out {
     #[inline]
     fn forward(&mut self, source: u16, burst: &Burst<'_>) -> bool {
         let mut tally = Tally::default();
+        self.find_runs(burst);
+        let runs = std::mem::take(&mut self.runs);
+        let mut rest = runs.iter().peekable();
         let mut learned = None;
-        for (frame, head) in (0u8..).zip(burst.heads()) {
-            let from = head.source();
+        while let Some(run) = rest.next() {
+            let end = rest.peek().map_or(burst.len() as u8, |next| next.start);
+            let frames = run.start..end;
+            let from = run.addresses.source();
             if learned != Some(from) {
-                if is_group(from) || from == [0; 6] {
-                    tally.bad_source += 1;
+                if is_group(from) || from == 0 {
+                    tally.bad_source += frames.len() as u64;
                     continue;
                 }
-                self.shared.fdb.learn(from, source, self.now);
+                self.shared.fdb.learn(&run.from, source, self.now);
                 learned = Some(from);
             }
-            let reached = match self.verdict(head, &mut tally) {
-                Verdict::To(port) => self.unicast(frame, source, port),
-                Verdict::Flood => self.flood(frame, source),
-            };
-            tally.no_destination += u64::from(!reached);
+            self.switch(source, run, frames, &mut tally);
         }
+        self.runs = runs;
         let met = self.deliver(burst) | self.send_remote(source, burst, &mut tally);
         self.count(source, &tally);
         met
     }
 
+    /// Finds the runs of a burst and where their addresses would be. All places in the table are
+    /// touched before any is needed.
     #[inline]
-    fn verdict(&self, head: &Head, tally: &mut Tally) -> Verdict {
-        let to = head.destination();
-        if is_group(to) {
-            return Verdict::Flood;
-        }
-        match self.shared.fdb.lookup(to, self.now) {
-            Some(port) => Verdict::To(port),
-            None => {
-                tally.unlearnt += 1;
-                Verdict::Flood
+    fn find_runs(&mut self, burst: &Burst<'_>) {
+        self.runs.clear();
+        let fdb = &*self.shared.fdb;
+        let mut last = Run::default();
+        for (start, head) in (0u8..).zip(burst.heads()) {
+            let addresses = head.addresses();
+            if addresses == last.addresses && start > 0 {
+                continue;
             }
+            if addresses.source() != last.addresses.source() || start == 0 {
+                last.from = fdb.spot(addresses.source(), 0);
+                fdb.touch(&last.from);
+            }
+            last.to = fdb.spot(addresses.destination(), 0);
+            fdb.touch(&last.to);
+            last.addresses = addresses;
+            last.start = start;
+            self.runs.push(last);
         }
     }
 
-    /// Notes that `frame` goes to one port. False if it cannot.
+    /// Notes where the frames of a run go.
     #[inline]
-    fn unicast(&mut self, frame: u8, source: u16, to: u16) -> bool {
-        // A port does not get its own frames back.
-        to != source && self.note(frame, source, to)
+    fn switch(&mut self, source: u16, run: &Run, frames: Range<u8>, tally: &mut Tally) {
+        let count = frames.len() as u64;
+        let port = match is_group(run.addresses.destination()) {
+            true => None,
+            false => {
+                let port = self.shared.fdb.lookup(&run.to, self.now);
+                tally.unlearnt += if port.is_none() { count } else { 0 };
+                port
+            }
+        };
+        let reached = match port {
+            // A port does not get its own frames back.
+            Some(port) => port != source && self.note(frames, source, port),
+            None => self.flood(frames, source),
+        };
+        tally.no_destination += if reached { 0 } else { count };
     }
 
+    /// Notes that `frames` go to port `to`. False if they cannot.
     #[inline]
-    fn note(&mut self, frame: u8, source: u16, to: u16) -> bool {
+    fn note(&mut self, frames: Range<u8>, source: u16, to: u16) -> bool {
         let place = self.ports.get(usize::from(to)).map(|port| port.place);
         match place.unwrap_or_default() {
-            Place::Here => self.note_here(frame, to, false),
-            Place::Echo { swap } => self.note_here(frame, source, swap),
-            Place::There(worker) => self.note_remote(frame, worker, Some(to)),
+            Place::Here => self.note_here(frames, to, false),
+            Place::Echo { swap } => self.note_here(frames, source, swap),
+            Place::There(worker) => self.note_remote(frames, worker, Some(to)),
             Place::Absent => false,
         }
     }
 
     #[inline]
-    fn note_here(&mut self, frame: u8, to: u16, swap: bool) -> bool {
-        // Only ports that `deliver` looks at: a frame noted elsewhere would haunt a later burst.
+    fn note_here(&mut self, frames: Range<u8>, to: u16, swap: bool) -> bool {
+        // Only ports of ours: a frame noted elsewhere would haunt a later burst.
         let Some(Outgoing {
             place: Place::Here,
             group,
@@ -352,26 +387,33 @@ impl Out {
         else {
             return false;
         };
-        let Some(pick) = group.picks.get_mut(group.len) else {
+        let Some(places) = group.picks.get_mut(group.len..) else {
             return false;
         };
-        *pick = Pick { frame, swap };
-        group.len += 1;
-        true
+        if group.len == 0 {
+            self.touched.push(to);
+        }
+        let mut noted = 0;
+        for (place, frame) in places.iter_mut().zip(frames) {
+            *place = Pick { frame, swap };
+            noted += 1;
+        }
+        group.len += noted;
+        noted > 0
     }
 
-    fn note_remote(&mut self, frame: u8, worker: usize, to: Option<u16>) -> bool {
+    fn note_remote(&mut self, frames: Range<u8>, worker: usize, to: Option<u16>) -> bool {
         let Some(remote) = self.remote.get_mut(worker) else {
             return false;
         };
         // A flood reaches every port of the other worker with one copy.
-        if remote.last() != Some(&(frame, None)) {
-            remote.push((frame, to));
+        if to.is_some() || remote.last() != Some(&(frames.end.saturating_sub(1), None)) {
+            remote.extend(frames.map(|frame| (frame, to)));
         }
         true
     }
 
-    fn flood(&mut self, frame: u8, source: u16) -> bool {
+    fn flood(&mut self, frames: Range<u8>, source: u16) -> bool {
         let mut reached = false;
         for place in 0..self.present.len() {
             let Some(&to) = self.present.get(place) else {
@@ -382,8 +424,8 @@ impl Out {
             }
             let port = self.ports.get(usize::from(to)).map(|port| port.place);
             reached |= match port {
-                Some(Place::There(worker)) => self.note_remote(frame, worker, None),
-                _ => self.note(frame, source, to),
+                Some(Place::There(worker)) => self.note_remote(frames.clone(), worker, None),
+                _ => self.note(frames.clone(), source, to),
             };
         }
         reached
@@ -393,10 +435,8 @@ impl Out {
     #[inline]
     fn deliver(&mut self, burst: &Burst<'_>) -> bool {
         let mut met = false;
-        for port in &self.present {
-            if let Some(Outgoing { tx, group, .. }) = self.ports.get_mut(usize::from(*port))
-                && group.len > 0
-            {
+        for port in self.touched.drain(..) {
+            if let Some(Outgoing { tx, group, .. }) = self.ports.get_mut(usize::from(port)) {
                 let picks = group.picks.get(..group.len).unwrap_or(&[]);
                 let scratch = &mut self.scratch;
                 met |= tx
@@ -460,7 +500,7 @@ impl Out {
             };
             match parcel.destination {
                 Some(port) if here(self, port) => {
-                    self.note_here(frame, port, false);
+                    self.note_here(frame..frame + 1, port, false);
                 }
                 Some(_) => self.stats.stray.add(1),
                 None => {
@@ -469,7 +509,7 @@ impl Out {
                             && port != parcel.source
                             && here(self, port)
                         {
-                            self.note_here(frame, port, false);
+                            self.note_here(frame..frame + 1, port, false);
                         }
                     }
                 }

@@ -4,12 +4,12 @@
 //! frame stays where it is until it is copied to where it goes. The head is delivered from the
 //! copy too, so what arrives is what was judged.
 
-use vvu::memory::VolatileSlice;
+use vvu::memory::{VolatileSlice, copy};
 
 use super::offload::{self, MAX_LARGE, Offload};
 use crate::mempool::Mbuf;
 use crate::stats::Drop;
-use crate::vring::{Ring, Segments};
+use crate::vring::{Segments, Taken};
 
 /// Most frames of a burst.
 pub const BURST: usize = 64;
@@ -26,6 +26,27 @@ pub(crate) const PLAIN: [u8; offload::HEADER] = [0; offload::HEADER];
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
+
+/// Destination and source address of a frame, quickly compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Addresses {
+    low: u64,
+    high: u32,
+}
+
+impl Addresses {
+    /// Destination address as a number, its first byte in the lowest bits.
+    #[inline]
+    pub fn destination(self) -> u64 {
+        self.low & 0xffff_ffff_ffff
+    }
+
+    /// Source address, the same way.
+    #[inline]
+    pub fn source(self) -> u64 {
+        self.low >> 48 | u64::from(self.high) << 16
+    }
+}
 
 /// A private copy of a frame's first bytes.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +109,17 @@ impl Head {
         self.address(6)
     }
 
+    /// Both addresses.
+    #[inline]
+    pub fn addresses(&self) -> Addresses {
+        let low = self.bytes.first_chunk().copied().unwrap_or_default();
+        let high = self.bytes[8..].first_chunk().copied().unwrap_or_default();
+        Addresses {
+            low: u64::from_le_bytes(low),
+            high: u32::from_le_bytes(high),
+        }
+    }
+
     /// The same with source and destination address exchanged.
     pub fn swapped(&self) -> Self {
         let mut swapped = *self;
@@ -119,17 +151,16 @@ impl Heads {
         self.len = 0;
     }
 
-    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others, with what
-    /// its `header` asks for. Refuses frames without a whole Ethernet header, longer than any port
-    /// takes, or with a header that makes no sense.
+    /// Adds the head of a frame of `len` bytes, with what its `header` asks for. `fill` copies its
+    /// first bytes; false if they are not there. Refuses frames without a whole Ethernet header,
+    /// longer than any port takes, or with a header that makes no sense.
     #[inline]
-    pub(crate) fn push<'b>(
+    fn push(
         &mut self,
         item: u16,
         len: usize,
-        pieces: impl Iterator<Item = VolatileSlice<'b>>,
-        skip: usize,
         header: &[u8; offload::HEADER],
+        fill: impl FnOnce(&mut [u8]) -> bool,
     ) -> Result<(), Drop> {
         let Some(head) = self.heads.get_mut(self.len) else {
             return Err(Drop::TooLong);
@@ -140,28 +171,55 @@ impl Heads {
         if len > MAX_LARGE {
             return Err(Drop::TooLong);
         }
-        let wanted = len.min(HEAD);
-        let mut rest = &mut head.bytes[..wanted];
-        for piece in (Skip { pieces, skip }) {
-            let copied = piece.copy_to(rest);
-            rest = rest.get_mut(copied..).unwrap_or(&mut []);
-            if rest.is_empty() {
-                break;
-            }
-        }
-        if !rest.is_empty() {
+        let copied = &mut head.bytes[..len.min(HEAD)];
+        if !fill(copied) {
             return Err(Drop::Truncated);
         }
-        let copied = head.bytes.get(..wanted).unwrap_or(&[]);
         head.offload = Offload::parse(header, copied, len).map_err(|_bad| Drop::BadOffload)?;
         if len > MAX_FRAME && !head.offload.is_large() {
             return Err(Drop::TooLong);
         }
-        head.copied = wanted as u8;
+        head.copied = copied.len() as u8;
         head.item = item;
         head.len = len as u32;
         self.len += 1;
         Ok(())
+    }
+
+    /// Adds the head of the frame in `bytes`. See [`Heads::push_pieces`].
+    #[inline]
+    pub(crate) fn push_whole(
+        &mut self,
+        item: u16,
+        bytes: VolatileSlice<'_>,
+        header: &[u8; offload::HEADER],
+    ) -> Result<(), Drop> {
+        self.push(item, bytes.len(), header, |head| {
+            copy::read(bytes, head) == head.len()
+        })
+    }
+
+    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others, with what
+    /// its `header` asks for. Refuses frames without a whole Ethernet header, longer than any port
+    /// takes, or with a header that makes no sense.
+    pub(crate) fn push_pieces<'b>(
+        &mut self,
+        item: u16,
+        len: usize,
+        pieces: impl Iterator<Item = VolatileSlice<'b>>,
+        skip: usize,
+        header: &[u8; offload::HEADER],
+    ) -> Result<(), Drop> {
+        self.push(item, len, header, |mut rest| {
+            for piece in (Skip { pieces, skip }) {
+                let copied = copy::read(piece, rest);
+                rest = rest.get_mut(copied..).unwrap_or(&mut []);
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            rest.is_empty()
+        })
     }
 
     /// Repeats the only head until there are [`BURST`].
@@ -192,7 +250,7 @@ pub struct Parcel {
 #[derive(Debug, Clone, Copy)]
 enum Source<'b> {
     /// In chains of a ring, after headers of this length.
-    Ring(&'b Ring, usize),
+    Ring(&'b Taken, usize),
     /// In buffers of our own.
     Parcels(&'b [Parcel]),
     /// The same bytes for every frame.
@@ -226,11 +284,12 @@ pub struct Burst<'b> {
 }
 
 impl<'b> Burst<'b> {
-    /// Frames in the chains that `ring` has taken, after virtio headers of `skip` bytes.
-    pub(crate) fn of_ring(heads: &'b Heads, ring: &'b Ring, skip: usize) -> Self {
+    /// Frames in the chains `taken` from a ring, after virtio headers of `skip` bytes.
+    #[inline]
+    pub(crate) fn of_ring(heads: &'b Heads, taken: &'b Taken, skip: usize) -> Self {
         Self {
             heads: heads.all(),
-            source: Source::Ring(ring, skip),
+            source: Source::Ring(taken, skip),
         }
     }
 
@@ -241,7 +300,7 @@ impl<'b> Burst<'b> {
         for (item, parcel) in parcels.iter().enumerate() {
             if let Some(bytes) = parcel.mbuf.bytes() {
                 // Parcels that are no frames are left out.
-                let _ = heads.push(item as u16, bytes.len(), std::iter::once(bytes), 0, &PLAIN);
+                let _ = heads.push_whole(item as u16, bytes, &PLAIN);
             }
         }
         Self {
@@ -273,7 +332,7 @@ impl<'b> Burst<'b> {
     /// One frame.
     pub fn of_one(heads: &'b mut Heads, bytes: VolatileSlice<'b>) -> Self {
         heads.clear();
-        let _ = heads.push(0, bytes.len(), std::iter::once(bytes), 0, &PLAIN);
+        let _ = heads.push_whole(0, bytes, &PLAIN);
         Self::of_fixed(heads, bytes)
     }
 
@@ -297,9 +356,9 @@ impl<'b> Burst<'b> {
     #[inline]
     pub fn body(&self, head: &Head) -> Body<'b> {
         let (only, chain, skip) = match self.source {
-            Source::Ring(ring, header) => {
-                let chain = ring.chains().get(head.item());
-                (None, chain.map(|chain| ring.readable(chain)), header)
+            Source::Ring(taken, header) => {
+                let chain = taken.chains().get(head.item());
+                (None, chain.map(|chain| taken.readable(chain)), header)
             }
             Source::Parcels(parcels) => {
                 let parcel = parcels.get(head.item());

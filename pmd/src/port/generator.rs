@@ -41,7 +41,7 @@ impl Generator {
     ) -> bool {
         let bytes = self.frame.slice();
         heads.clear();
-        let _ = heads.push(0, bytes.len(), std::iter::once(bytes), 0, &PLAIN);
+        let _ = heads.push_whole(0, bytes, &PLAIN);
         heads.repeat();
         // With nobody to receive there is no work: the worker may sleep.
         let met = each(&Burst::of_fixed(heads, bytes));

@@ -17,8 +17,9 @@ mod rings;
 mod scratch;
 pub mod uplink;
 mod vhost;
+mod writer;
 
-pub use burst::{BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
+pub use burst::{Addresses, BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
 use capture::{FileTx, Pen, Replay};
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};

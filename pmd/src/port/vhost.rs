@@ -5,15 +5,16 @@
 //! the sender asked for, if this guest takes that; otherwise the frame is completed first, which
 //! costs a copy more.
 
-use vvu::memory::VolatileSlice;
+use vvu::memory::{VolatileSlice, copy};
 
-use super::burst::{BURST, Burst, Heads, PLAIN, Pick};
-use super::flow;
+use super::burst::{BURST, Burst, Head, Heads, PLAIN, Pick};
 use super::offload::{self, Offload};
-use super::rings::{RingKind, Rings, Vhost};
+use super::rings::{RingKind, Rings};
 use super::scratch::Scratch;
+use super::writer::Writer;
+use super::{Stats, flow};
 use crate::stats::Drop;
-use crate::vring::{Ring, Segments};
+use crate::vring::{AnyRing, Chain, Format, RingOf, Segments, Taken, with};
 use crate::wake::Quiet;
 
 /// Length of the longest header: with the number of merged buffers, at offset 10.
@@ -46,31 +47,13 @@ impl VhostRx {
         let mut worked = false;
         let mut broke = false;
         for vhost in all.iter_mut().filter(|vhost| !vhost.broken) {
-            let taken = vhost.ring.take_burst(BURST);
-            if taken > 0 {
-                worked = true;
-                let skip = vhost.kind.header;
-                let ring = &mut vhost.ring;
-                if vhost.enabled {
-                    let refused = read_heads(ring, vhost.kind, heads);
-                    let burst = Burst::of_ring(heads, ring, skip);
-                    if !burst.is_empty() {
-                        stats.rx_packets.add(burst.len() as u64);
-                        stats.rx_bytes.add(burst.bytes());
-                        each(&burst);
-                    }
-                    stats.dropped(Drop::Truncated, refused.truncated);
-                    stats.dropped(Drop::TooLong, refused.too_long);
-                    stats.dropped(Drop::BadOffload, refused.bad_offload);
-                } else {
-                    stats.dropped(Drop::Disabled, taken as u64);
-                }
-                for _ in 0..taken {
-                    ring.give_back(0);
-                }
-                ring.settle();
-            }
-            release(vhost, taken > 0);
+            let (kind, enabled) = (vhost.kind, vhost.enabled);
+            let received = with!(vhost.ring.of_format(), ring => {
+                let received = receive(ring, kind, enabled, heads, stats, &mut each);
+                release(ring, &mut vhost.lull, received);
+                received
+            });
+            worked |= received;
             broke |= !vhost.check(name, stats);
         }
         if broke {
@@ -101,6 +84,39 @@ impl VhostRx {
     }
 }
 
+/// Takes what a guest has sent, shows it to `each`, and gives it back. Returns whether there was
+/// something.
+#[inline]
+fn receive<F: Format>(
+    ring: &mut RingOf<F>,
+    kind: RingKind,
+    enabled: bool,
+    heads: &mut Heads,
+    stats: &Stats,
+    each: &mut impl FnMut(&Burst<'_>) -> bool,
+) -> bool {
+    let taken = ring.take_burst(BURST);
+    if taken == 0 {
+        return false;
+    }
+    if enabled {
+        let refused = read_heads(ring.taken(), kind, heads);
+        let burst = Burst::of_ring(heads, ring.taken(), kind.header);
+        if !burst.is_empty() {
+            stats.rx_packets.add(burst.len() as u64);
+            stats.rx_bytes.add(burst.bytes());
+            each(&burst);
+        }
+        stats.dropped(Drop::Truncated, refused.truncated);
+        stats.dropped(Drop::TooLong, refused.too_long);
+        stats.dropped(Drop::BadOffload, refused.bad_offload);
+    } else {
+        stats.dropped(Drop::Disabled, taken as u64);
+    }
+    ring.give_back_read();
+    true
+}
+
 /// Rounds without a new frame after which a guest hears that its frames were sent.
 const LULL: u8 = 32;
 
@@ -108,36 +124,29 @@ const LULL: u8 = 32;
 /// taken as fast as it makes them would be interrupted for every one. It hears of a quarter of
 /// its ring at a time, or as soon as it pauses.
 #[inline]
-fn release(vhost: &mut Vhost, worked: bool) {
-    let waiting = vhost.ring.unpublished();
+fn release<F: Format>(ring: &mut RingOf<F>, lull: &mut u8, worked: bool) {
+    let waiting = ring.unpublished();
     if waiting == 0 {
         return;
     }
-    vhost.lull = if worked {
-        0
-    } else {
-        vhost.lull.saturating_add(1)
-    };
-    if vhost.lull >= LULL || waiting > vhost.ring.size() / 4 || vhost.ring.failed().is_some() {
-        vhost.ring.publish();
-        vhost.lull = 0;
+    *lull = if worked { 0 } else { lull.saturating_add(1) };
+    if *lull >= LULL || waiting > ring.size() / 4 || ring.failed().is_some() {
+        ring.publish();
+        *lull = 0;
     }
 }
 
-/// Copies the heads of all frames that `ring` has taken.
+/// Copies the heads of all frames that were taken.
 #[inline]
-fn read_heads(ring: &Ring, kind: RingKind, heads: &mut Heads) -> Refused {
+fn read_heads(taken: &Taken, kind: RingKind, heads: &mut Heads) -> Refused {
     let mut refused = Refused::default();
     heads.clear();
-    for (item, chain) in ring.chains().iter().enumerate() {
-        let len = (chain.read_len() as usize).saturating_sub(kind.header);
-        let header = if kind.offloads {
-            read_header(ring.readable(chain))
-        } else {
-            PLAIN
+    for (item, chain) in taken.chains().iter().enumerate() {
+        let read = match taken.readable_whole(chain) {
+            Some(bytes) if bytes.len() > kind.header => read_whole(item as u16, bytes, kind, heads),
+            _ => read_pieces(item as u16, taken, chain, kind, heads),
         };
-        let pieces = ring.readable(chain);
-        match heads.push(item as u16, len, pieces, kind.header, &header) {
+        match read {
             Ok(()) => {}
             Err(Drop::TooLong) => refused.too_long += 1,
             Err(Drop::BadOffload) => refused.bad_offload += 1,
@@ -147,13 +156,45 @@ fn read_heads(ring: &Ring, kind: RingKind, heads: &mut Heads) -> Refused {
     refused
 }
 
-/// A private copy of a frame's header. Of one that is cut short, the rest is zero.
+/// A frame in one piece with its header: what most drivers make of a short one.
 #[inline]
+fn read_whole(
+    item: u16,
+    bytes: VolatileSlice<'_>,
+    kind: RingKind,
+    heads: &mut Heads,
+) -> Result<(), Drop> {
+    let mut header = PLAIN;
+    if kind.offloads {
+        copy::read(bytes, &mut header);
+    }
+    let frame = bytes.offset(kind.header).map_err(|_| Drop::Truncated)?;
+    heads.push_whole(item, frame, &header)
+}
+
+#[inline(never)]
+fn read_pieces(
+    item: u16,
+    taken: &Taken,
+    chain: &Chain,
+    kind: RingKind,
+    heads: &mut Heads,
+) -> Result<(), Drop> {
+    let len = (chain.read_len() as usize).saturating_sub(kind.header);
+    let header = if kind.offloads {
+        read_header(taken.readable(chain))
+    } else {
+        PLAIN
+    };
+    heads.push_pieces(item, len, taken.readable(chain), kind.header, &header)
+}
+
+/// A private copy of a frame's header. Of one that is cut short, the rest is zero.
 fn read_header(pieces: Segments<'_>) -> [u8; offload::HEADER] {
     let mut header = PLAIN;
     let mut rest = &mut header[..];
     for piece in pieces {
-        let copied = piece.copy_to(rest);
+        let copied = copy::read(piece, rest);
         rest = rest.get_mut(copied..).unwrap_or(&mut []);
         if rest.is_empty() {
             break;
@@ -255,7 +296,8 @@ impl VhostTx {
         let Some(vhost) = all.get_mut(place) else {
             return false;
         };
-        send(vhost, burst, picks, scratch, sent);
+        let kind = vhost.kind;
+        with!(vhost.ring.of_format(), ring => send(ring, kind, burst, picks, scratch, sent));
         if !vhost.check(name, stats) {
             self.rings.refresh();
         }
@@ -265,14 +307,14 @@ impl VhostTx {
 
 /// Puts frames into the next chains of a ring.
 #[inline]
-fn send(
-    vhost: &mut Vhost,
+fn send<F: Format>(
+    ring: &mut RingOf<F>,
+    kind: RingKind,
     burst: &Burst<'_>,
     picks: &[Pick],
     scratch: &mut Scratch,
     sent: &mut Sent,
 ) {
-    let Vhost { ring, kind, .. } = vhost;
     ring.take_burst(picks.len());
     for pick in picks {
         let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
@@ -283,22 +325,12 @@ fn send(
             swapped = head.swapped();
             head = &swapped;
         }
-        let offload = head.offload();
-        if kind.accepts.takes(offload) {
-            let len = head.frame_len();
-            put(
-                ring,
-                *kind,
-                offload,
-                head.bytes(),
-                burst.body(head),
-                len,
-                sent,
-            );
+        if kind.accepts.takes(head.offload()) {
+            put(ring, kind, burst, head, sent);
         } else {
             let fits = scratch.finish(burst, head, |frame| {
                 let body = std::iter::once(frame);
-                put(ring, *kind, &Offload::NONE, &[], body, frame.len(), sent);
+                put_slowly(ring, kind, &Offload::NONE, &[], body, frame.len(), sent);
             });
             sent.small += u64::from(!fits);
         }
@@ -306,10 +338,69 @@ fn send(
     ring.finish();
 }
 
-/// Puts one frame of `len` bytes, `first` and then `body`, into the next chains.
+/// Puts one frame, as its sender made it, into the next chains.
 #[inline]
-fn put<'b>(
-    ring: &mut Ring,
+fn put<F: Format>(
+    ring: &mut RingOf<F>,
+    kind: RingKind,
+    burst: &Burst<'_>,
+    head: &Head,
+    sent: &mut Sent,
+) {
+    let len = head.frame_len();
+    let all = kind.header + len;
+    let Some(room) = whole(ring, all) else {
+        let (offload, first) = (head.offload(), head.bytes());
+        return put_slowly(ring, kind, offload, first, burst.body(head), len, sent);
+    };
+    let mut room = Room(room);
+    room.put(&header(head.offload(), 1)[..kind.header]);
+    room.put(head.bytes());
+    if len > head.bytes().len() {
+        burst.body(head).for_each(|piece| room.copy(piece));
+    }
+    ring.give_back(all as u32);
+    sent.packets += 1;
+    sent.bytes += len as u64;
+}
+
+/// The next chain, if it holds `len` bytes in one piece.
+#[inline]
+fn whole<F: Format>(ring: &RingOf<F>, len: usize) -> Option<VolatileSlice<'_>> {
+    let chain = ring.chains().first()?;
+    let bytes = ring.taken().writable_whole(chain)?;
+    (bytes.len() >= len).then_some(bytes)
+}
+
+/// What is left of a piece that is being filled.
+struct Room<'r>(VolatileSlice<'r>);
+
+impl Room<'_> {
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        let done = copy::write(bytes, self.0);
+        self.skip(done);
+    }
+
+    #[inline]
+    fn copy(&mut self, from: VolatileSlice<'_>) {
+        let done = copy::across(from, self.0);
+        self.skip(done);
+    }
+
+    #[inline]
+    fn skip(&mut self, done: usize) {
+        if let Ok(rest) = self.0.offset(done) {
+            self.0 = rest;
+        }
+    }
+}
+
+/// Puts one frame of `len` bytes, `first` and then `body`, into the next chains, of whatever
+/// sizes and pieces.
+#[inline(never)]
+fn put_slowly<'b, F: Format>(
+    ring: &mut RingOf<F>,
     kind: RingKind,
     offload: &Offload,
     first: &[u8],
@@ -318,15 +409,15 @@ fn put<'b>(
     sent: &mut Sent,
 ) {
     let all = kind.header + len;
-    let mut room = room_for(ring, kind, all);
-    if matches!(room, Room::Full) && ring.has_used() {
+    let mut fit = fit(ring, kind, all);
+    if matches!(fit, Fit::Full) && ring.has_used() {
         // A burst of long frames takes more chains than a ring hands out at once.
         ring.finish();
-        room = room_for(ring, kind, all);
+        fit = self::fit(ring, kind, all);
     }
-    match room {
-        Room::Chains(chains) => {
-            let mut writer = Writer::new(ring, chains);
+    match fit {
+        Fit::Chains(chains) => {
+            let mut writer = Writer::new(ring.taken(), chains);
             writer.bytes(&header(offload, chains)[..kind.header]);
             writer.bytes(first);
             for piece in body {
@@ -336,8 +427,8 @@ fn put<'b>(
             sent.packets += 1;
             sent.bytes += len as u64;
         }
-        Room::Full => sent.full += 1,
-        Room::Small => sent.small += 1,
+        Fit::Full => sent.full += 1,
+        Fit::Small => sent.small += 1,
     }
 }
 
@@ -350,7 +441,7 @@ fn header(offload: &Offload, chains: usize) -> [u8; HEADER] {
     header
 }
 
-enum Room {
+enum Fit {
     /// The next so many chains hold it.
     Chains(usize),
     /// Not enough chains.
@@ -361,113 +452,35 @@ enum Room {
 
 /// How many of the next chains `len` bytes take. Nothing is written before this is known, so a
 /// frame that does not fit leaves no trace.
-#[inline]
-fn room_for(ring: &mut Ring, kind: RingKind, len: usize) -> Room {
+fn fit<F: Format>(ring: &mut RingOf<F>, kind: RingKind, len: usize) -> Fit {
     let mut room = 0;
     let mut chains = 0;
     loop {
         if ring.chains().len() <= chains && ring.take_burst(1) == 0 {
-            return Room::Full;
+            return Fit::Full;
         }
         let Some(chain) = ring.chains().get(chains) else {
-            return Room::Full;
+            return Fit::Full;
         };
         let more = chain.write_len() as usize;
         room += more;
         chains += 1;
         if room >= len {
-            return Room::Chains(chains);
+            return Fit::Chains(chains);
         }
         // A buffer without room for the header is against 5.1.6.3.1; it would never be used up.
         if !kind.mergeable || more < kind.header {
-            return Room::Small;
+            return Fit::Small;
         }
     }
 }
 
 /// Gives back the next `chains` chains, filled with `len` bytes in all.
-#[inline]
-fn give_back(ring: &mut Ring, chains: usize, len: usize) {
+fn give_back<F: Format>(ring: &mut RingOf<F>, chains: usize, len: usize) {
     let mut left = len as u32;
     for _ in 0..chains {
         let filled = ring.chains().first().map_or(0, |c| c.write_len().min(left));
         left -= filled;
         ring.give_back(filled);
-    }
-}
-
-/// Writes into consecutive chains as if they were one buffer.
-struct Writer<'r> {
-    ring: &'r Ring,
-    chains: std::ops::Range<usize>,
-    segments: Option<Segments<'r>>,
-    now: Option<VolatileSlice<'r>>,
-}
-
-impl<'r> Writer<'r> {
-    #[inline]
-    fn new(ring: &'r Ring, chains: usize) -> Self {
-        let mut this = Self {
-            ring,
-            chains: 0..chains,
-            segments: None,
-            now: None,
-        };
-        this.advance();
-        this
-    }
-
-    /// On to the next segment that is not full.
-    #[inline]
-    fn advance(&mut self) {
-        loop {
-            self.now = self.segments.as_mut().and_then(Iterator::next);
-            if self.now.is_some() {
-                return;
-            }
-            let chain = self.chains.next().and_then(|n| self.ring.chains().get(n));
-            let Some(chain) = chain else {
-                return;
-            };
-            self.segments = Some(self.ring.writable(chain));
-        }
-    }
-
-    /// `len` bytes of the current segment were written.
-    #[inline]
-    fn wrote(&mut self, now: VolatileSlice<'r>, len: usize) {
-        match now.offset(len) {
-            Ok(rest) if !rest.is_empty() => self.now = Some(rest),
-            _ => self.advance(),
-        }
-    }
-
-    /// Copies our own bytes.
-    #[inline]
-    fn bytes(&mut self, mut bytes: &[u8]) {
-        while let Some(now) = self.now
-            && !bytes.is_empty()
-        {
-            let (part, rest) = bytes.split_at(bytes.len().min(now.len()));
-            now.copy_from(part);
-            self.wrote(now, part.len());
-            bytes = rest;
-        }
-    }
-
-    /// Copies from one guest's memory to another's (or within one: overlap is allowed).
-    #[inline]
-    fn copy(&mut self, mut from: VolatileSlice<'_>) {
-        while let Some(now) = self.now
-            && !from.is_empty()
-        {
-            let len = from.len().min(now.len());
-            from.copy_to_volatile_slice(now);
-            self.wrote(now, len);
-            match from.offset(len) {
-                Ok(rest) => from = rest,
-                Err(_) => return,
-            }
-        }
     }
 }

@@ -1,55 +1,60 @@
-//! The only raw access to a split ring's three parts (VIRTIO 1.2, 2.7.5, 2.7.6, 2.7.8).
+//! The only raw access to the parts of a ring (VIRTIO 1.2, 2.7.5 to 2.7.8 and 2.8.13, 2.8.14).
 //!
-//! Place and alignment are checked once, when a [`SplitMem`] is made or a piece is added to [`Pieces`]; after that
+//! Place and alignment are checked once, when a [`SplitMem`] or a [`PackedMem`] is made; after that
 //! an access cannot fail and costs one load or store. This file knows layouts and orderings; it
 //! does not know what any number means or whether it is sane.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use vvu::memory::{Area, MemTable, VolatileSlice};
+use vvu::memory::Area;
 use vvu::virtio::RingAreas;
 
 use super::SetupError;
 
-/// One descriptor, as a private copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Desc {
-    pub(super) addr: u64,
-    pub(super) len: u32,
-    pub(super) flags: u16,
-    pub(super) next: u16,
-}
+/// Size of a descriptor of either format.
+pub(super) const DESC: usize = 16;
 
-impl Desc {
-    /// Size in memory.
-    pub(super) const SIZE: usize = 16;
+/// One part of a ring: checked bytes.
+#[derive(Debug, Clone, Copy)]
+struct Part(NonNull<u8>);
 
-    /// From the two little-endian halves that memory holds.
-    fn from_halves(addr: u64, rest: u64) -> Self {
-        Self {
-            addr,
-            len: rest as u32,
-            flags: (rest >> 32) as u16,
-            next: (rest >> 48) as u16,
+impl Part {
+    /// Checks that `area` holds `needed` bytes aligned to `align`.
+    fn new(
+        part: &'static str,
+        area: &Area,
+        align: usize,
+        needed: usize,
+    ) -> Result<Self, SetupError> {
+        let error = SetupError::Area {
+            part,
+            len: area.len(),
+            needed,
+            align,
+        };
+        if area.len() < needed || !area.address().is_multiple_of(align) {
+            return Err(error);
         }
+        NonNull::new(area.slice().ptr_guard_mut().as_ptr())
+            .map(Self)
+            .ok_or(error)
     }
 
-    /// From the bytes of an indirect table's entry.
-    pub(super) fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
-        let all = u128::from_le_bytes(bytes);
-        Self::from_halves(all as u64, (all >> 64) as u64)
+    /// A place in the part, as an atomic integer's address.
+    #[inline]
+    fn at<T>(self, offset: usize) -> *mut T {
+        self.0.as_ptr().wrapping_add(offset).cast()
     }
 }
 
 /// The three parts of a split ring.
 #[derive(Debug)]
-pub(super) struct SplitMem {
-    desc: NonNull<u8>,
-    avail: NonNull<u8>,
-    used: NonNull<u8>,
+pub(crate) struct SplitMem {
+    desc: Part,
+    avail: Part,
+    used: Part,
     size: u16,
     /// Keeps the bytes mapped.
     _areas: RingAreas,
@@ -67,64 +72,52 @@ impl SplitMem {
             return Err(SetupError::Size(size));
         }
         let (entries, event) = (usize::from(size), 2 * usize::from(event_idx));
-        let part = |name, area: &Area, align: usize, needed: usize| {
-            if area.len() < needed || !area.address().is_multiple_of(align) {
-                return Err(SetupError::Area {
-                    part: name,
-                    len: area.len(),
-                    needed,
-                    align,
-                });
-            }
-            NonNull::new(area.slice().ptr_guard_mut().as_ptr()).ok_or(SetupError::Size(size))
-        };
         Ok(Self {
-            desc: part("descriptor table", &areas.desc, 16, 16 * entries)?,
-            avail: part("available ring", &areas.driver, 2, 4 + 2 * entries + event)?,
-            used: part("used ring", &areas.device, 4, 4 + 8 * entries + event)?,
+            desc: Part::new("descriptor table", &areas.desc, 16, DESC * entries)?,
+            avail: Part::new("available ring", &areas.driver, 2, 4 + 2 * entries + event)?,
+            used: Part::new("used ring", &areas.device, 4, 4 + 8 * entries + event)?,
             size,
             _areas: areas,
         })
     }
 
     /// Number of entries.
+    #[inline]
     pub(super) fn size(&self) -> u16 {
         self.size
     }
 
-    /// A place in one of the parts, as an atomic integer's address.
-    fn at<T>(part: NonNull<u8>, offset: usize) -> *mut T {
-        part.as_ptr().wrapping_add(offset).cast()
-    }
-
-    fn u16_at(&self, part: NonNull<u8>, offset: usize) -> &AtomicU16 {
-        // SAFETY: every caller in this file passes an even offset inside the part (`new` checked
+    #[inline]
+    fn u16_at(&self, part: Part, offset: usize) -> &AtomicU16 {
+        // SAFETY: every caller in this impl passes an even offset inside the part (`new` checked
         // the part's length for `size` entries and its alignment of at least 2), and `_areas`
         // keeps it mapped for the borrow. An atomic is the one kind of reference that tolerates
         // a peer's stores.
-        unsafe { AtomicU16::from_ptr(Self::at(part, offset)) }
+        unsafe { AtomicU16::from_ptr(part.at(offset)) }
     }
 
+    #[inline]
     fn slot(&self, index: u16) -> usize {
         usize::from(index & (self.size - 1))
     }
 
-    /// Descriptor `index`; `None` if the table has no such entry.
+    /// The two halves of descriptor `index`: its address, and the rest. `None` if the table has
+    /// no such entry.
     #[inline]
-    pub(super) fn desc(&self, index: u16) -> Option<Desc> {
+    pub(super) fn desc(&self, index: u16) -> Option<(u64, u64)> {
         if index >= self.size {
             return None;
         }
-        let offset = Desc::SIZE * usize::from(index);
+        let offset = DESC * usize::from(index);
         // SAFETY: index < size and the table holds size * 16 bytes at an address aligned to 16
         // (`new`), so both halves are inside and aligned to 8; `_areas` keeps them mapped.
         let (addr, rest) = unsafe {
             (
-                AtomicU64::from_ptr(Self::at(self.desc, offset)),
-                AtomicU64::from_ptr(Self::at(self.desc, offset + 8)),
+                AtomicU64::from_ptr(self.desc.at(offset)),
+                AtomicU64::from_ptr(self.desc.at(offset + 8)),
             )
         };
-        Some(Desc::from_halves(
+        Some((
             u64::from_le(addr.load(Ordering::Relaxed)),
             u64::from_le(rest.load(Ordering::Relaxed)),
         ))
@@ -182,8 +175,8 @@ impl SplitMem {
         // to 4 (`new`), so both words are inside and aligned; `_areas` keeps them mapped.
         let (id, length) = unsafe {
             (
-                AtomicU32::from_ptr(Self::at(self.used, offset)),
-                AtomicU32::from_ptr(Self::at(self.used, offset + 4)),
+                AtomicU32::from_ptr(self.used.at(offset)),
+                AtomicU32::from_ptr(self.used.at(offset + 4)),
             )
         };
         id.store(u32::from(head).to_le(), Ordering::Relaxed);
@@ -198,101 +191,95 @@ impl SplitMem {
     }
 }
 
-/// A piece of a front-end's memory with its lifetime erased.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: an address and a length. Only `Segments` turns them into an access, on behalf of the
-// `Pieces` that holds the mapping too and moves with it.
-unsafe impl Send for Piece {}
-
-/// A front-end's memory, and the pieces of it that the chains of a burst name.
-///
-/// Every piece was cut from `memory`, which leaves only through [`Pieces::replace`], and that
-/// forgets the pieces first: so a piece in the list always points to mapped bytes.
+/// The three parts of a packed ring: descriptors, and the event suppression structures of driver
+/// and device.
 #[derive(Debug)]
-pub(super) struct Pieces {
-    memory: Arc<MemTable>,
-    list: Vec<Piece>,
+pub(crate) struct PackedMem {
+    desc: Part,
+    driver: Part,
+    device: Part,
+    size: u16,
+    /// Keeps the bytes mapped.
+    _areas: RingAreas,
 }
 
-impl Pieces {
-    /// Room for `capacity` pieces of `memory`. It never grows.
-    pub(super) fn new(memory: Arc<MemTable>, capacity: usize) -> Self {
-        Self {
-            memory,
-            list: Vec::with_capacity(capacity),
+// SAFETY: as for `SplitMem`.
+unsafe impl Send for PackedMem {}
+
+impl PackedMem {
+    /// Checks that `areas` hold a ring of `size` entries, aligned as 2.8.10 demands.
+    pub(super) fn new(areas: RingAreas, size: u16) -> Result<Self, SetupError> {
+        if size == 0 || size > super::MAX_SIZE {
+            return Err(SetupError::Size(size));
         }
+        let entries = usize::from(size);
+        Ok(Self {
+            desc: Part::new("descriptor ring", &areas.desc, 16, DESC * entries)?,
+            driver: Part::new("driver event suppression", &areas.driver, 4, 4)?,
+            device: Part::new("device event suppression", &areas.device, 4, 4)?,
+            size,
+            _areas: areas,
+        })
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.list.len()
-    }
-
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.list.truncate(len);
-    }
-
-    /// Adds as many of the `len` bytes at guest address `addr` as are in one region, and returns
-    /// how many that were. `None` if nothing is mapped there or the list is full.
+    /// Number of entries.
     #[inline]
-    pub(super) fn add(&mut self, addr: u64, len: usize) -> Option<usize> {
-        if self.list.len() == self.list.capacity() {
-            return None;
-        }
-        let bytes = self.memory.guest(addr, len)?;
-        self.list.push(Piece {
-            start: NonNull::new(bytes.ptr_guard_mut().as_ptr())?,
-            len: bytes.len(),
-        });
-        Some(bytes.len())
+    pub(super) fn size(&self) -> u16 {
+        self.size
     }
 
-    /// Copies the bytes at guest address `addr`; `None` unless all of them are mapped.
-    pub(super) fn read(&self, mut addr: u64, mut into: &mut [u8]) -> Option<()> {
-        while !into.is_empty() {
-            let copied = self.memory.guest(addr, into.len())?.copy_to(into);
-            into = into.get_mut(copied..)?;
-            if !into.is_empty() {
-                addr = addr.checked_add(copied as u64)?;
-            }
-        }
-        Some(())
-    }
-
-    /// The pieces in `range`.
+    /// One half of descriptor `index`, which must be less than the size.
     #[inline]
-    pub(super) fn get(&self, range: std::ops::Range<usize>) -> Segments<'_> {
-        Segments {
-            rest: self.list.get(range).unwrap_or(&[]).iter(),
-        }
+    fn half(&self, index: u16, half: usize) -> &AtomicU64 {
+        debug_assert!(index < self.size);
+        let index = usize::from(index.min(self.size - 1));
+        // SAFETY: index < size and the ring holds size * 16 bytes at an address aligned to 16
+        // (`new`); the callers in this impl pass 0 or 8 for `half`, so the eight bytes are inside
+        // and aligned; `_areas` keeps them mapped for the borrow. An atomic is the one kind of
+        // reference that tolerates a peer's stores.
+        unsafe { AtomicU64::from_ptr(self.desc.at(DESC * index + half)) }
     }
 
-    /// Another memory; the pieces are forgotten. Returns the old memory.
-    pub(super) fn replace(&mut self, memory: Arc<MemTable>) -> Arc<MemTable> {
-        self.list.clear();
-        std::mem::replace(&mut self.memory, memory)
-    }
-}
-
-/// The bytes of one side of a chain, piece by piece.
-#[derive(Debug, Clone)]
-pub struct Segments<'m> {
-    rest: std::slice::Iter<'m, Piece>,
-}
-
-impl<'m> Iterator for Segments<'m> {
-    type Item = VolatileSlice<'m>;
-
+    /// The address in descriptor `index`.
     #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        let piece = self.rest.next()?;
-        // SAFETY: the iterator borrows the list of a `Pieces` for 'm, so neither `replace` nor a
-        // drop can happen meanwhile; by its invariant the bytes were cut from a mapping that it
-        // keeps, and everybody reaches those through VolatileSlice.
-        Some(unsafe { VolatileSlice::new(piece.start.as_ptr(), piece.len) })
+    pub(super) fn addr(&self, index: u16) -> u64 {
+        u64::from_le(self.half(index, 0).load(Ordering::Relaxed))
+    }
+
+    /// Length, id and flags of descriptor `index`, at one moment. Acquire: pairs with the driver's
+    /// barrier before it writes the flags, so that the address and the rest of the chain are seen.
+    #[inline]
+    pub(super) fn rest(&self, index: u16) -> u64 {
+        u64::from_le(self.half(index, 8).load(Ordering::Acquire))
+    }
+
+    /// Writes length, id and flags of descriptor `index`, which the driver does not look at yet.
+    #[inline]
+    pub(super) fn set_rest(&self, index: u16, rest: u64) {
+        self.half(index, 8).store(rest.to_le(), Ordering::Relaxed);
+    }
+
+    /// The same for the descriptor that the driver looks at. Release: pairs with the driver's
+    /// barrier after it reads the flags, so that later descriptors and the data are seen.
+    #[inline]
+    pub(super) fn publish_rest(&self, index: u16, rest: u64) {
+        self.half(index, 8).store(rest.to_le(), Ordering::Release);
+    }
+
+    fn event(&self, part: Part) -> &AtomicU32 {
+        // SAFETY: both event parts hold 4 bytes aligned to 4 (`new`); `_areas` keeps them mapped
+        // for the borrow.
+        unsafe { AtomicU32::from_ptr(part.at(0)) }
+    }
+
+    /// What the driver wants to be told: offset and wrap counter in the low half, flags above.
+    pub(super) fn driver_event(&self) -> u32 {
+        u32::from_le(self.event(self.driver).load(Ordering::Relaxed))
+    }
+
+    /// What we want to be told, in the same form.
+    pub(super) fn set_device_event(&self, event: u32) {
+        self.event(self.device)
+            .store(event.to_le(), Ordering::Relaxed);
     }
 }

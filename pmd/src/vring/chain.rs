@@ -1,14 +1,17 @@
-//! Descriptor chains (VIRTIO 1.2, 2.7.4, 2.7.5): from a head to checked pieces of memory.
+//! Descriptor chains (VIRTIO 1.2, 2.7.4, 2.7.5 and 2.8.6): from descriptors to checked pieces of
+//! memory.
 //!
-//! Knows nothing of cursors or of what the bytes mean. Every descriptor is read once; a chain is
-//! good as a whole or leaves no trace.
+//! What both ring formats have in common of it: what a chain may be made of. How one descriptor
+//! leads to the next is the format's. Every descriptor is read once; a chain is good as a whole or
+//! leaves no trace.
 
 use std::sync::Arc;
 
-use vvu::memory::MemTable;
+use vvu::memory::{MemTable, VolatileSlice};
 
 use super::RingError;
-use super::access::{Desc, Pieces, Segments, SplitMem};
+use super::access::DESC;
+use super::pieces::{Pieces, Segments};
 
 /// Most descriptors, and most pieces of memory, of one chain. Linux drivers stay far below; it is
 /// the number that other back-ends and the kernel's iovec use.
@@ -21,14 +24,53 @@ const MAX_SEGMENTS: usize = 2 * MAX_CHAIN;
 /// Chains kept for one burst.
 const MAX_CHAINS: usize = 1024;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
+/// VIRTQ_DESC_F_NEXT (2.7.5, 2.8.13).
+pub(super) const NEXT: u16 = 1;
+/// VIRTQ_DESC_F_WRITE.
+pub(super) const WRITE: u16 = 2;
+/// VIRTQ_DESC_F_INDIRECT.
+pub(super) const INDIRECT: u16 = 4;
+
+/// One descriptor of either format, as a private copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Desc {
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    pub(super) flags: u16,
+    /// Index of the next descriptor (split) or id of the buffer (packed).
+    pub(super) link: u16,
+}
+
+impl Desc {
+    /// From the halves that a split ring or its indirect table holds (2.7.5).
+    #[inline]
+    pub(super) fn split((addr, rest): (u64, u64)) -> Self {
+        Self {
+            addr,
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            link: (rest >> 48) as u16,
+        }
+    }
+
+    /// From the halves that a packed ring or its indirect table holds (2.8.13).
+    #[inline]
+    pub(super) fn packed((addr, rest): (u64, u64)) -> Self {
+        Self {
+            addr,
+            len: rest as u32,
+            link: (rest >> 32) as u16,
+            flags: (rest >> 48) as u16,
+        }
+    }
+}
 
 /// A chain taken from a ring, all of it checked.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain {
-    head: u16,
+    id: u16,
+    /// Descriptors of the ring itself: what a packed ring skips.
+    slots: u16,
     readable: u16,
     writable: u16,
     first: u32,
@@ -37,36 +79,35 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Index of the first descriptor.
-    pub fn head(&self) -> u16 {
-        self.head
+    /// Index of the first descriptor (split) or id of the buffer (packed).
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// Descriptors of the ring itself that it takes.
+    pub(super) fn slots(&self) -> u16 {
+        self.slots
     }
 
     /// Bytes that the driver gives us.
+    #[inline]
     pub fn read_len(&self) -> u32 {
         self.read_len
     }
 
     /// Bytes that we may write.
+    #[inline]
     pub fn write_len(&self) -> u32 {
         self.write_len
     }
-
-    pub(super) fn readable(&self) -> std::ops::Range<usize> {
-        let start = self.first as usize;
-        start..start + usize::from(self.readable)
-    }
-
-    pub(super) fn writable(&self) -> std::ops::Range<usize> {
-        let start = self.first as usize + usize::from(self.readable);
-        start..start + usize::from(self.writable)
-    }
 }
 
-/// The chains of a burst and their segments. Never grows: allocated once.
+/// The chains of a burst and their pieces. Never grows: allocated once.
 #[derive(Debug)]
-pub(super) struct Taken {
-    pub(super) chains: Vec<Chain>,
+pub struct Taken {
+    chains: Vec<Chain>,
+    /// How many of them were given back.
+    used: usize,
     pieces: Pieces,
     /// Descriptors read for them.
     walked: usize,
@@ -76,21 +117,37 @@ impl Taken {
     pub(super) fn new(memory: Arc<MemTable>) -> Self {
         Self {
             chains: Vec::with_capacity(MAX_CHAINS),
+            used: 0,
             pieces: Pieces::new(memory, MAX_SEGMENTS),
             walked: 0,
         }
     }
 
-    /// Whether another chain, as long as it may be, fits.
+    /// Chains not yet given back, oldest first.
     #[inline]
-    pub(super) fn has_room(&self) -> bool {
-        let most = self.pieces.len().max(self.walked);
-        self.chains.len() < MAX_CHAINS && most <= MAX_SEGMENTS - MAX_CHAIN
+    pub fn chains(&self) -> &[Chain] {
+        self.chains.get(self.used..).unwrap_or(&[])
     }
 
+    /// The next chain to be given back counts as given back.
+    #[inline]
+    pub(super) fn pop(&mut self) -> Option<Chain> {
+        let chain = *self.chains.get(self.used)?;
+        self.used += 1;
+        Some(chain)
+    }
+
+    /// How many were given back.
+    #[inline]
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Forgets all chains.
     #[inline]
     pub(super) fn clear(&mut self) {
         self.chains.clear();
+        self.used = 0;
         self.walked = 0;
         self.pieces.truncate(0);
     }
@@ -101,139 +158,139 @@ impl Taken {
         self.pieces.replace(memory)
     }
 
+    /// The device-readable bytes of `chain`.
     #[inline]
-    pub(super) fn segments(&self, range: std::ops::Range<usize>) -> Segments<'_> {
-        self.pieces.get(range)
+    pub fn readable(&self, chain: &Chain) -> Segments<'_> {
+        let first = chain.first as usize;
+        self.pieces.get(first..first + usize::from(chain.readable))
+    }
+
+    /// The device-writable bytes of `chain`.
+    #[inline]
+    pub fn writable(&self, chain: &Chain) -> Segments<'_> {
+        let first = chain.first as usize + usize::from(chain.readable);
+        self.pieces.get(first..first + usize::from(chain.writable))
+    }
+
+    /// The device-readable bytes of `chain`, if they are in one piece.
+    #[inline]
+    pub fn readable_whole(&self, chain: &Chain) -> Option<VolatileSlice<'_>> {
+        if chain.readable != 1 {
+            return None;
+        }
+        self.pieces.one(chain.first as usize)
+    }
+
+    /// The device-writable bytes of `chain`, if they are in one piece.
+    #[inline]
+    pub fn writable_whole(&self, chain: &Chain) -> Option<VolatileSlice<'_>> {
+        if chain.writable != 1 {
+            return None;
+        }
+        self.pieces
+            .one(chain.first as usize + usize::from(chain.readable))
+    }
+
+    /// How many more chains may be begun.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        MAX_CHAINS - self.chains.len()
+    }
+
+    /// Adds a chain of one descriptor of the ring itself whose bytes are where the last ones were.
+    /// False, and nothing done, if that is not so.
+    #[inline]
+    pub(super) fn add_simple(&mut self, id: u16, desc: Desc) -> bool {
+        let first = self.pieces.len();
+        if desc.flags & (NEXT | INDIRECT) != 0 || !self.pieces.add_near(desc.addr, desc.len) {
+            return false;
+        }
+        self.walked += 1;
+        let writable = desc.flags & WRITE != 0;
+        let (read_len, write_len) = if writable {
+            (0, desc.len)
+        } else {
+            (desc.len, 0)
+        };
+        self.chains.push(Chain {
+            id,
+            slots: 1,
+            readable: u16::from(!writable),
+            writable: u16::from(writable),
+            first: first as u32,
+            read_len,
+            write_len,
+        });
+        true
+    }
+
+    /// Begins a chain, if the longest one possible still fits.
+    pub(super) fn begin(&mut self, head: u16) -> Option<Walk<'_>> {
+        let most = self.pieces.len().max(self.walked);
+        if self.room() == 0 || most > MAX_SEGMENTS - MAX_CHAIN {
+            return None;
+        }
+        let first = self.pieces.len();
+        Some(Walk {
+            chain: Chain {
+                id: head,
+                slots: 0,
+                readable: 0,
+                writable: 0,
+                first: first as u32,
+                read_len: 0,
+                write_len: 0,
+            },
+            taken: self,
+            walked: 0,
+        })
     }
 }
 
-/// What a walk needs to know of its ring.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Walk<'a> {
-    pub(super) table: &'a SplitMem,
-    /// Whether indirect descriptors were negotiated.
-    pub(super) indirect: bool,
+/// A chain on its way into [`Taken`]; dropped before [`Walk::end`], it leaves no trace.
+pub(super) struct Walk<'t> {
+    taken: &'t mut Taken,
+    chain: Chain,
+    /// Descriptors read so far.
+    walked: usize,
 }
 
 impl Walk<'_> {
-    /// Walks the chain at `head` and adds it to `taken`; nothing is added if it is bad.
-    #[inline]
-    pub(super) fn take(self, head: u16, taken: &mut Taken) -> Result<(), RingError> {
-        let first = taken.pieces.len();
-        let mut chain = Chain {
-            head,
-            readable: 0,
-            writable: 0,
-            first: first as u32,
-            read_len: 0,
-            write_len: 0,
-        };
-        match self.direct(&mut chain, &mut taken.pieces) {
-            Ok(walked) => {
-                taken.walked += walked;
-                taken.chains.push(chain);
-                Ok(())
-            }
-            Err(error) => {
-                taken.pieces.truncate(first);
-                Err(error)
-            }
-        }
-    }
-
-    /// Descriptors of the ring's own table; the last may name an indirect table (2.7.5.3.2).
-    /// Returns how many there were in all.
-    #[inline]
-    fn direct(self, chain: &mut Chain, pieces: &mut Pieces) -> Result<usize, RingError> {
-        let size = self.table.size();
-        let limit = usize::from(size).min(MAX_CHAIN);
-        let mut index = chain.head;
-        for seen in 0..limit {
-            let out_of_range = RingError::OutOfRange { index, size };
-            let desc = self.table.desc(index).ok_or(out_of_range)?;
-            if desc.flags & INDIRECT != 0 {
-                if !self.indirect || desc.flags & NEXT != 0 {
-                    return Err(RingError::Indirect { flags: desc.flags });
-                }
-                return self.table_at(desc, seen, chain, pieces);
-            }
-            self.push(desc, chain, pieces)?;
-            if desc.flags & NEXT == 0 {
-                return Ok(seen + 1);
-            }
-            index = desc.next;
-        }
-        Err(RingError::TooLong {
-            head: chain.head,
-            limit,
-        })
-    }
-
-    /// Descriptors of the indirect table that `outer` names; `seen` came before it.
-    fn table_at(
-        self,
-        outer: Desc,
-        seen: usize,
-        chain: &mut Chain,
-        pieces: &mut Pieces,
-    ) -> Result<usize, RingError> {
-        let bytes = outer.len as usize;
-        let entries = bytes / Desc::SIZE;
-        if entries == 0 || !bytes.is_multiple_of(Desc::SIZE) || entries > usize::from(u16::MAX) {
-            return Err(RingError::IndirectLength { len: outer.len });
-        }
-        // The ring's size does not bound this: Linux fills tables larger than small rings.
-        let limit = entries.min(MAX_CHAIN.saturating_sub(seen));
-        let mut index = 0;
-        for inside in 0..limit {
-            let desc = entry(outer, index, pieces)?;
-            if desc.flags & INDIRECT != 0 {
-                return Err(RingError::Indirect { flags: desc.flags });
-            }
-            self.push(desc, chain, pieces)?;
-            if desc.flags & NEXT == 0 {
-                return Ok(seen + 1 + inside + 1);
-            }
-            index = desc.next;
-            if usize::from(index) >= entries {
-                return Err(RingError::OutOfRange {
-                    index,
-                    size: entries as u16,
-                });
-            }
-        }
-        Err(RingError::TooLong {
-            head: chain.head,
-            limit,
-        })
-    }
-
     /// Adds a descriptor's bytes to the chain. One without bytes is allowed and adds nothing;
     /// the bound on the number of descriptors holds all the same.
-    #[inline]
-    fn push(self, desc: Desc, chain: &mut Chain, pieces: &mut Pieces) -> Result<(), RingError> {
-        let head = chain.head;
+    pub(super) fn push(&mut self, desc: Desc) -> Result<(), RingError> {
+        let head = self.chain.id;
+        let too_long = RingError::TooLong {
+            head,
+            limit: MAX_CHAIN,
+        };
+        if self.walked >= MAX_CHAIN {
+            return Err(too_long);
+        }
+        self.walked += 1;
         let writable = desc.flags & WRITE != 0;
-        if !writable && chain.writable > 0 {
+        if !writable && self.chain.writable > 0 {
             return Err(RingError::Order { head });
         }
         let (sum, count) = if writable {
-            (&mut chain.write_len, &mut chain.writable)
+            (&mut self.chain.write_len, &mut self.chain.writable)
         } else {
-            (&mut chain.read_len, &mut chain.readable)
+            (&mut self.chain.read_len, &mut self.chain.readable)
         };
         *sum = sum.checked_add(desc.len).ok_or(RingError::Bytes { head })?;
         let unmapped = RingError::Unmapped {
             addr: desc.addr,
             len: desc.len,
         };
+        let pieces = &mut self.taken.pieces;
         let (mut addr, mut left) = (desc.addr, desc.len as usize);
         while left > 0 {
-            if pieces.len() - chain.first as usize >= MAX_CHAIN {
-                return Err(RingError::TooLong {
-                    head,
-                    limit: MAX_CHAIN,
-                });
+            if pieces.len() - self.chain.first as usize >= MAX_CHAIN {
+                return Err(too_long);
+            }
+            if pieces.add_near(addr, left as u32) {
+                *count += 1;
+                return Ok(());
             }
             let added = pieces.add(addr, left).ok_or(unmapped)?;
             *count += 1;
@@ -244,18 +301,56 @@ impl Walk<'_> {
         }
         Ok(())
     }
+
+    /// How many descriptors the indirect table has that `outer` names (2.7.5.3, 2.8.7).
+    pub(super) fn entries(&self, outer: Desc) -> Result<usize, RingError> {
+        let bytes = outer.len as usize;
+        let entries = bytes / DESC;
+        if entries == 0 || !bytes.is_multiple_of(DESC) || entries > usize::from(u16::MAX) {
+            return Err(RingError::IndirectLength { len: outer.len });
+        }
+        Ok(entries)
+    }
+
+    /// A private copy of one entry of the indirect table that `outer` names, wherever its bytes
+    /// are.
+    pub(super) fn entry(&self, outer: Desc, index: u16) -> Result<(u64, u64), RingError> {
+        let mut bytes = [0; DESC];
+        outer
+            .addr
+            .checked_add(DESC as u64 * u64::from(index))
+            .and_then(|addr| self.taken.pieces.read(addr, &mut bytes))
+            .ok_or(RingError::Unmapped {
+                addr: outer.addr,
+                len: outer.len,
+            })?;
+        let all = u128::from_le_bytes(bytes);
+        Ok((all as u64, (all >> 64) as u64))
+    }
+
+    /// The chain has an indirect table: one descriptor more was read for it.
+    pub(super) fn count_table(&mut self) {
+        self.taken.walked += 1;
+    }
+
+    /// Descriptors read so far.
+    pub(super) fn walked(&self) -> usize {
+        self.walked
+    }
+
+    /// The chain is good. `id` names it and `slots` descriptors of the ring are its.
+    pub(super) fn end(mut self, id: u16, slots: usize) {
+        self.chain.id = id;
+        self.chain.slots = slots as u16;
+        self.taken.walked += self.walked;
+        self.taken.chains.push(self.chain);
+        // There is nothing to take back now.
+        self.chain.first = self.taken.pieces.len() as u32;
+    }
 }
 
-/// A private copy of one entry of an indirect table, wherever its bytes are.
-fn entry(table: Desc, index: u16, pieces: &Pieces) -> Result<Desc, RingError> {
-    let mut bytes = [0; Desc::SIZE];
-    table
-        .addr
-        .checked_add(Desc::SIZE as u64 * u64::from(index))
-        .and_then(|addr| pieces.read(addr, &mut bytes))
-        .ok_or(RingError::Unmapped {
-            addr: table.addr,
-            len: table.len,
-        })?;
-    Ok(Desc::from_bytes(bytes))
+impl Drop for Walk<'_> {
+    fn drop(&mut self) {
+        self.taken.pieces.truncate(self.chain.first as usize);
+    }
 }

@@ -1,10 +1,13 @@
-//! Cursors of a split ring (VIRTIO 1.2, 2.7): available and used indices, and who wants to be
-//! told what. Knows no chains.
+//! Split rings (VIRTIO 1.2, 2.7): available and used indices, chains by next fields.
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::RingError;
+use vvu::virtio::RingAreas;
+
 use super::access::SplitMem;
+use super::chain::{Chain, Desc, INDIRECT, MAX_CHAIN, NEXT, Taken, Walk};
+use super::format::{Failed, Format, crossed};
+use super::{RingError, SetupError, feature};
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.6).
 const NO_INTERRUPT: u16 = 1;
@@ -13,9 +16,11 @@ const NO_NOTIFY: u16 = 1;
 
 /// A split ring's memory and our cursors in it. Indices run freely and wrap at 65536.
 #[derive(Debug)]
-pub(super) struct Split {
+pub(crate) struct Split {
     mem: SplitMem,
+    indirect: bool,
     event_idx: bool,
+    in_order: bool,
     /// Next entry of the available ring to look at.
     next_avail: u16,
     /// Next entry of the used ring to write.
@@ -28,31 +33,9 @@ pub(super) struct Split {
 }
 
 impl Split {
-    pub(super) fn new(mem: SplitMem, base: u16, event_idx: bool) -> Self {
-        let used = mem.used_idx();
-        let mut this = Self {
-            mem,
-            event_idx,
-            next_avail: base,
-            next_used: used,
-            published: used,
-            called: None,
-        };
-        this.disable_kicks();
-        this
-    }
-
-    pub(super) fn mem(&self) -> &SplitMem {
-        &self.mem
-    }
-
-    pub(super) fn next_avail(&self) -> u16 {
-        self.next_avail
-    }
-
     /// How many entries the driver made available beyond our cursor.
     #[inline]
-    pub(super) fn pending(&self) -> Result<u16, RingError> {
+    fn pending(&self) -> Result<u16, RingError> {
         let index = self.mem.avail_idx();
         let pending = index.wrapping_sub(self.next_avail);
         if pending > self.mem.size() {
@@ -65,35 +48,141 @@ impl Split {
         Ok(pending)
     }
 
-    /// The head at the cursor. Only after [`Split::pending`] counted it.
-    #[inline]
-    pub(super) fn peek(&self) -> u16 {
-        self.mem.avail_head(self.next_avail)
+    fn desc(&self, index: u16) -> Result<Desc, RingError> {
+        let size = self.mem.size();
+        let halves = self.mem.desc(index);
+        halves
+            .map(Desc::split)
+            .ok_or(RingError::OutOfRange { index, size })
+    }
+
+    /// Walks a chain of any form. False if there is no room for one as long as it may be.
+    #[inline(never)]
+    fn walk(&self, head: u16, taken: &mut Taken) -> Result<bool, RingError> {
+        let Some(mut walk) = taken.begin(head) else {
+            return Ok(false);
+        };
+        let limit = usize::from(self.mem.size()).min(MAX_CHAIN);
+        let mut index = head;
+        for seen in 1..=limit {
+            let desc = self.desc(index)?;
+            if desc.flags & INDIRECT != 0 {
+                if !self.indirect || desc.flags & NEXT != 0 {
+                    return Err(RingError::Indirect { flags: desc.flags });
+                }
+                walk.count_table();
+                table(desc, &mut walk, head)?;
+                walk.end(head, seen);
+                return Ok(true);
+            }
+            walk.push(desc)?;
+            if desc.flags & NEXT == 0 {
+                walk.end(head, seen);
+                return Ok(true);
+            }
+            index = desc.link;
+        }
+        Err(RingError::TooLong { head, limit })
+    }
+}
+
+/// Descriptors of the indirect table that `outer` names (2.7.5.3).
+fn table(outer: Desc, walk: &mut Walk<'_>, head: u16) -> Result<(), RingError> {
+    let entries = walk.entries(outer)?;
+    // The ring's size does not bound this: Linux fills tables larger than small rings.
+    let limit = entries.min(MAX_CHAIN.saturating_sub(walk.walked()));
+    let mut index = 0;
+    for _ in 0..limit {
+        let desc = Desc::split(walk.entry(outer, index)?);
+        if desc.flags & INDIRECT != 0 {
+            return Err(RingError::Indirect { flags: desc.flags });
+        }
+        walk.push(desc)?;
+        if desc.flags & NEXT == 0 {
+            return Ok(());
+        }
+        index = desc.link;
+        if usize::from(index) >= entries {
+            return Err(RingError::OutOfRange {
+                index,
+                size: entries as u16,
+            });
+        }
+    }
+    Err(RingError::TooLong { head, limit })
+}
+
+impl Format for Split {
+    type Mem = SplitMem;
+
+    fn mem(areas: RingAreas, size: u16, features: u64) -> Result<SplitMem, SetupError> {
+        SplitMem::new(areas, size, features & feature::EVENT_IDX != 0)
+    }
+
+    fn new(mem: SplitMem, base: u32, features: u64) -> Result<Self, SetupError> {
+        let used = mem.used_idx();
+        let mut this = Self {
+            mem,
+            indirect: features & feature::INDIRECT_DESC != 0,
+            event_idx: features & feature::EVENT_IDX != 0,
+            in_order: features & feature::IN_ORDER != 0,
+            next_avail: base as u16,
+            next_used: used,
+            published: used,
+            called: None,
+        };
+        this.disable_kicks();
+        Ok(this)
     }
 
     #[inline]
-    pub(super) fn advance(&mut self) {
-        self.next_avail = self.next_avail.wrapping_add(1);
-    }
-
-    pub(super) fn rewind(&mut self, chains: u16) {
-        self.next_avail = self.next_avail.wrapping_sub(chains);
+    fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
+        let pending = self.pending().map_err(|error| (0, error))?;
+        let wanted = usize::from(pending).min(max).min(taken.room());
+        for done in 0..wanted {
+            let head = self.mem.avail_head(self.next_avail);
+            let desc = self.desc(head).map_err(|error| (done, error))?;
+            if !taken.add_simple(head, desc)
+                && !self.walk(head, taken).map_err(|error| (done, error))?
+            {
+                return Ok(done);
+            }
+            self.next_avail = self.next_avail.wrapping_add(1);
+        }
+        Ok(wanted)
     }
 
     #[inline]
-    pub(super) fn push_used(&mut self, head: u16, len: u32) {
-        self.mem.set_used(self.next_used, head, len);
+    fn untake(&mut self, chains: &[Chain]) {
+        self.next_avail = self.next_avail.wrapping_sub(chains.len() as u16);
+    }
+
+    #[inline]
+    fn give_back(&mut self, chain: &Chain, len: u32) {
+        self.mem.set_used(self.next_used, chain.id(), len);
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// How much was pushed since the driver was shown something.
     #[inline]
-    pub(super) fn unpublished(&self) -> u16 {
+    fn give_back_read(&mut self, chains: &[Chain]) {
+        if !self.in_order {
+            for chain in chains {
+                self.give_back(chain, 0);
+            }
+        } else if let Some(last) = chains.last() {
+            // One entry, which names the last chain, is enough for all (2.7.9).
+            self.mem.set_used(self.next_used, last.id(), 0);
+            self.next_used = self.next_used.wrapping_add(chains.len() as u16);
+        }
+    }
+
+    #[inline]
+    fn unpublished(&self) -> u16 {
         self.next_used.wrapping_sub(self.published)
     }
 
-    /// Shows the driver what was pushed. False if there was nothing.
-    pub(super) fn publish(&mut self) -> bool {
+    #[inline]
+    fn publish(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
         }
@@ -102,9 +191,8 @@ impl Split {
         true
     }
 
-    /// Whether the driver wants to be told of what was published since the last time it was
-    /// asked (2.7.7.2).
-    pub(super) fn needs_call(&mut self) -> bool {
+    #[inline]
+    fn needs_call(&mut self) -> bool {
         // Pairs with the driver's full barrier between writing used_event (or the flags) and
         // looking at the used index again: either it sees our index, or we see its wish.
         fence(Ordering::SeqCst);
@@ -116,7 +204,7 @@ impl Split {
         old.is_none_or(|old| crossed(self.mem.used_event(), new, old))
     }
 
-    pub(super) fn disable_kicks(&mut self) {
+    fn disable_kicks(&mut self) {
         // With the event index there is nothing to do: avail_event stays behind the cursor, and
         // the driver kicks only when it passes it, once in 65536 entries.
         if !self.event_idx {
@@ -124,7 +212,7 @@ impl Split {
         }
     }
 
-    pub(super) fn enable_kicks(&mut self) -> bool {
+    fn enable_kicks(&mut self) -> bool {
         if self.event_idx {
             self.mem.set_avail_event(self.next_avail);
         } else {
@@ -136,12 +224,16 @@ impl Split {
         self.mem.avail_idx() != self.next_avail
     }
 
-    pub(super) fn replace_mem(&mut self, mem: SplitMem) -> SplitMem {
+    #[inline]
+    fn size(&self) -> u16 {
+        self.mem.size()
+    }
+
+    fn base(&self) -> u32 {
+        u32::from(self.next_avail)
+    }
+
+    fn replace_mem(&mut self, mem: SplitMem) -> SplitMem {
         std::mem::replace(&mut self.mem, mem)
     }
-}
-
-/// Whether going from `old` to `new` passes `event` (vring_need_event, 2.7.7.2 and 2.7.10.1).
-pub(super) fn crossed(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

@@ -279,7 +279,7 @@ fn rings() -> Seeds {
             script = script.u8(op::TAKE).u8(64).u8(op::GIVE_BACK).u8(1).u32(60);
             script = script.u8(op::FINISH).u8(op::ENABLE).u8(op::TAKE).u8(64);
             script = script.u8(op::DISABLE).u8(op::GIVE_BACK).u8(9).u32(0);
-            script = script.u8(op::SETTLE).u8(op::PUBLISH).u8(op::MOVE).u8(0);
+            script = script.u8(op::GIVE_BACK_READ).u8(op::PUBLISH).u8(op::MOVE).u8(0);
             seeds.push((format!("{name}-{features}"), script.0));
         }
     }

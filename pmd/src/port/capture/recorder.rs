@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use crossbeam_utils::CachePadded;
-use vvu::memory::{Mapping, VolatileSlice};
+use vvu::memory::{Mapping, VolatileSlice, copy};
 
 use super::CaptureError;
 use super::blocks::{self, BACK, Direction, FRONT};
@@ -52,9 +52,9 @@ impl Ring {
     fn put(&self, at: usize, bytes: &[u8]) -> usize {
         let first = self.at(at);
         let (front, back) = bytes.split_at(bytes.len().min(first.len()));
-        first.copy_from(front);
+        copy::write(front, first);
         if !back.is_empty() {
-            self.memory.slice().copy_from(back);
+            copy::write(back, self.memory.slice());
         }
         at + bytes.len()
     }
@@ -62,12 +62,11 @@ impl Ring {
     /// The same for bytes of others.
     fn copy(&self, at: usize, bytes: VolatileSlice<'_>) -> usize {
         let first = self.at(at);
-        let front = bytes.len().min(first.len());
-        bytes.copy_to_volatile_slice(first);
+        let front = copy::across(bytes, first);
         if let Ok(back) = bytes.offset(front)
             && !back.is_empty()
         {
-            back.copy_to_volatile_slice(self.memory.slice());
+            copy::across(back, self.memory.slice());
         }
         at + bytes.len()
     }
@@ -237,7 +236,7 @@ fn keep_writing(ring: &Ring, mut file: File, path: &Path) {
         let from = ring.at(tail);
         let len = waiting.min(from.len()).min(room.len());
         let (part, _) = room.split_at_mut(len);
-        from.copy_to(&mut *part);
+        copy::read(from, part);
         // Release: the worker may write there again.
         ring.tail.store(tail.wrapping_add(len), Ordering::Release);
         if let Err(error) = file.write_all(part) {

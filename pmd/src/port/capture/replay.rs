@@ -86,9 +86,10 @@ impl Replay {
         let memory = VolatileSlice::from(&mut self.bytes[..]);
         heads.clear();
         for (item, place) in (0u16..).zip(places) {
-            let bytes = memory.subslice(place.offset, place.len).ok();
-            // Frames of other lengths were left out.
-            let _ = heads.push(item, place.len, bytes.into_iter(), 0, &PLAIN);
+            if let Ok(bytes) = memory.subslice(place.offset, place.len) {
+                // Frames of other lengths were left out.
+                let _ = heads.push_whole(item, bytes, &PLAIN);
+            }
         }
         let burst = Burst::of_places(heads, memory, places);
         // With nobody to receive, the frames stay for later.

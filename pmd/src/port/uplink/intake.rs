@@ -4,6 +4,7 @@ use vvu::memory::VolatileSlice;
 
 use crate::port::Stats;
 use crate::port::burst::{BURST, Burst, Heads, Place};
+use crate::stats::Drop;
 
 /// The frames found in one round.
 #[derive(Debug)]
@@ -51,8 +52,10 @@ impl Intake {
         let places = self.places.get(..self.len).unwrap_or(&[]);
         heads.clear();
         for (item, place) in (0u16..).zip(places) {
-            let bytes = memory.subslice(place.offset, place.len).ok();
-            if let Err(reason) = heads.push(item, place.len, bytes.into_iter(), 0, &place.header) {
+            let bytes = memory.subslice(place.offset, place.len);
+            let pushed = bytes.map_err(|_| Drop::Truncated);
+            let pushed = pushed.and_then(|bytes| heads.push_whole(item, bytes, &place.header));
+            if let Err(reason) = pushed {
                 stats.dropped(reason, 1);
             }
         }

@@ -15,7 +15,7 @@ use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, XdpOptionsFlags, XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socket_with};
-use vvu::memory::{Mapping, VolatileSlice};
+use vvu::memory::{Mapping, VolatileSlice, copy};
 use vvu::notify::Kick;
 
 use super::UplinkError;
@@ -454,15 +454,13 @@ impl XdpTx {
         let Ok(mut rest) = memory.subslice(address as usize, len) else {
             return;
         };
-        rest.copy_from(first);
-        let mut copied = first.len();
+        let mut copied = copy::write(first, rest);
         for piece in body {
             let Ok(next) = rest.offset(copied) else {
                 break;
             };
             rest = next;
-            piece.copy_to_volatile_slice(rest);
-            copied = piece.len();
+            copied = copy::across(piece, rest);
         }
         self.send.put(Desc {
             address,

@@ -1,0 +1,28 @@
+//! What the data plane costs, measured: programs for people and for CI, not tests.
+//!
+//! `./run perf` builds and runs this; docs/performance.md has what came of it.
+
+mod instructions;
+mod rig;
+
+use clap::{Parser, Subcommand};
+
+/// Measure the data plane
+#[derive(Debug, Parser)]
+#[command(name = "perf", bin_name = "./run perf")]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Instructions per packet, counted by callgrind: the same on a busy machine
+    Instructions(instructions::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().what {
+        What::Instructions(args) => instructions::run(&args),
+    }
+}

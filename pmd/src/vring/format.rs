@@ -1,0 +1,63 @@
+//! What the formats of rings have to do in their own way: cursors, and who wants to be told what.
+
+use super::chain::{Chain, Taken};
+use super::{RingError, SetupError};
+use vvu::virtio::RingAreas;
+
+/// Chains taken before the driver's next mistake, and that mistake.
+pub(crate) type Failed = (usize, RingError);
+
+/// What is done the same way for all chains of a burst. The burst functions are written once and
+/// compiled for each format.
+pub(crate) trait Format: Sized {
+    /// The places of a ring in memory, checked.
+    type Mem;
+
+    /// Checks that `areas` hold a ring of `size` entries with `features`.
+    fn mem(areas: RingAreas, size: u16, features: u64) -> Result<Self::Mem, SetupError>;
+
+    /// Begins at `base`, in the form of [`Vring::base`](vvu::virtio::Vring::base).
+    fn new(mem: Self::Mem, base: u32, features: u64) -> Result<Self, SetupError>;
+
+    /// Takes up to `max` chains more and returns how many.
+    fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed>;
+
+    /// Takes back that `chains`, the last ones, were taken.
+    fn untake(&mut self, chains: &[Chain]);
+
+    /// Gives back `chain`, `len` bytes of it written, unpublished.
+    fn give_back(&mut self, chain: &Chain, len: u32);
+
+    /// Gives back `chains`, nothing of them written, unpublished.
+    fn give_back_read(&mut self, chains: &[Chain]);
+
+    /// Chains given back since the driver was shown something.
+    fn unpublished(&self) -> u16;
+
+    /// Shows the driver what was given back. False if there was nothing.
+    fn publish(&mut self) -> bool;
+
+    /// Whether the driver wants to be told of what was published since the last time it was
+    /// asked (2.7.7.2 and 2.8.10).
+    fn needs_call(&mut self) -> bool;
+
+    /// Asks the driver for no kicks.
+    fn disable_kicks(&mut self);
+
+    /// Asks the driver for a kick at the next chain. True if there is one already.
+    fn enable_kicks(&mut self) -> bool;
+
+    /// Number of entries.
+    fn size(&self) -> u16;
+
+    /// Where the ring would go on, in the form of [`Vring::base`](vvu::virtio::Vring::base).
+    fn base(&self) -> u32;
+
+    /// The same ring elsewhere in memory. Returns the old place.
+    fn replace_mem(&mut self, mem: Self::Mem) -> Self::Mem;
+}
+
+/// Whether going from `old` to `new` passes `event` (vring_need_event, 2.7.7.2 and 2.7.10.1).
+pub(super) fn crossed(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}

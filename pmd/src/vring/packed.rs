@@ -1,0 +1,332 @@
+//! Packed rings (VIRTIO 1.2, 2.8): one ring of descriptors that both sides write, chains that lie
+//! one behind the other.
+
+use std::sync::atomic::{Ordering, fence};
+
+use vvu::virtio::RingAreas;
+
+use super::access::PackedMem;
+use super::chain::{Chain, Desc, INDIRECT, MAX_CHAIN, NEXT, Taken, WRITE, Walk};
+use super::format::{Failed, Format, crossed};
+use super::{RingError, SetupError, feature};
+
+/// VIRTQ_DESC_F_AVAIL (2.8.1).
+const AVAIL: u16 = 1 << 7;
+/// VIRTQ_DESC_F_USED (2.8.1).
+const USED: u16 = 1 << 15;
+
+/// RING_EVENT_FLAGS_ENABLE (2.8.10): tell of everything.
+const ENABLE: u16 = 0;
+/// RING_EVENT_FLAGS_DISABLE: tell of nothing.
+const DISABLE: u16 = 1;
+/// RING_EVENT_FLAGS_DESC: tell of one descriptor.
+const ONE: u16 = 2;
+
+/// A place in the ring and its wrap counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cursor {
+    index: u16,
+    wrap: bool,
+}
+
+impl Cursor {
+    /// From a base or an event's offset: index in bits 0 to 14, wrap counter in bit 15.
+    fn from_bits(bits: u16) -> Self {
+        Self {
+            index: bits & 0x7fff,
+            wrap: bits & 0x8000 != 0,
+        }
+    }
+
+    fn bits(self) -> u16 {
+        self.index | u16::from(self.wrap) << 15
+    }
+
+    /// `slots` further; at most once round.
+    #[inline]
+    fn forward(&mut self, slots: u16, size: u16) {
+        self.index += slots;
+        if self.index >= size {
+            self.index -= size;
+            self.wrap = !self.wrap;
+        }
+    }
+
+    /// `slots` back; at most once round.
+    #[inline]
+    fn back(&mut self, slots: u16, size: u16) {
+        if self.index < slots {
+            self.index += size;
+            self.wrap = !self.wrap;
+        }
+        self.index -= slots;
+    }
+
+    /// Whether flags found here mean that the driver made the descriptor available.
+    #[inline]
+    fn is_available(self, flags: u16) -> bool {
+        let (avail, used) = (flags & AVAIL != 0, flags & USED != 0);
+        avail == self.wrap && used != self.wrap
+    }
+}
+
+/// A packed ring's memory and our cursors in it.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    mem: PackedMem,
+    indirect: bool,
+    event_idx: bool,
+    in_order: bool,
+    avail: Cursor,
+    used: Cursor,
+    /// The first descriptor given back that the driver cannot see: its index, length, id and flags.
+    /// As long as it is missing, the driver does not look at those behind it.
+    held: Option<(u16, u64)>,
+    /// Chains given back behind it, itself included.
+    unpublished: u16,
+    /// Slots used since the last decision on a call; `None` until the first one, which is always
+    /// in favour because nothing is known of what the driver was told before.
+    since_call: Option<u16>,
+}
+
+impl Packed {
+    /// The descriptor that begins the next chain, if there is one.
+    #[inline]
+    fn peek(&self) -> Option<Desc> {
+        let rest = self.mem.rest(self.avail.index);
+        self.avail
+            .is_available((rest >> 48) as u16)
+            .then(|| Desc::packed((self.mem.addr(self.avail.index), rest)))
+    }
+
+    /// Descriptors that the driver may still make available: those not taken, or given back.
+    #[inline]
+    fn left(&self) -> u16 {
+        let taken = self.avail.index.wrapping_sub(self.used.index);
+        if self.avail.wrap == self.used.wrap {
+            self.mem.size() - taken
+        } else {
+            // The cursor is ahead by a round.
+            0u16.wrapping_sub(taken)
+        }
+    }
+
+    /// Walks a chain of any form, which begins with `first`, and returns how many descriptors of
+    /// the ring are its, `limit` at most. None if there is no room for one as long as it may be.
+    #[inline(never)]
+    fn walk(&self, first: Desc, limit: u16, taken: &mut Taken) -> Result<Option<u16>, RingError> {
+        let head = self.avail.index;
+        let Some(mut walk) = taken.begin(head) else {
+            return Ok(None);
+        };
+        let limit = usize::from(limit).min(MAX_CHAIN);
+        let mut place = self.avail;
+        let mut desc = first;
+        for slots in 1..=limit {
+            if desc.flags & INDIRECT != 0 {
+                if !self.indirect || desc.flags & NEXT != 0 || slots > 1 {
+                    return Err(RingError::Indirect { flags: desc.flags });
+                }
+                walk.count_table();
+                table(desc, &mut walk)?;
+            } else {
+                walk.push(desc)?;
+            }
+            if desc.flags & NEXT == 0 {
+                // The last descriptor names the buffer (2.8.6).
+                walk.end(desc.link, slots);
+                return Ok(Some(slots as u16));
+            }
+            place.forward(1, self.mem.size());
+            let rest = self.mem.rest(place.index);
+            desc = Desc::packed((self.mem.addr(place.index), rest));
+        }
+        Err(RingError::TooLong { head, limit })
+    }
+
+    /// Gives back `slots` descriptors with one entry.
+    #[inline]
+    fn put(&mut self, id: u16, len: u32, written: bool, slots: u16) {
+        let mut flags = if self.used.wrap { AVAIL | USED } else { 0 };
+        flags |= if written { WRITE } else { 0 };
+        let rest = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+        if self.held.is_none() {
+            self.held = Some((self.used.index, rest));
+        } else {
+            self.mem.set_rest(self.used.index, rest);
+        }
+        self.used.forward(slots, self.mem.size());
+        if let Some(since) = &mut self.since_call {
+            *since = since.saturating_add(slots);
+        }
+    }
+}
+
+/// Descriptors of the indirect table that `outer` names: all of them, in order (2.8.7).
+fn table(outer: Desc, walk: &mut Walk<'_>) -> Result<(), RingError> {
+    let entries = walk.entries(outer)?;
+    for index in 0..entries as u16 {
+        let desc = Desc::packed(walk.entry(outer, index)?);
+        if desc.flags & INDIRECT != 0 {
+            return Err(RingError::Indirect { flags: desc.flags });
+        }
+        walk.push(desc)?;
+    }
+    Ok(())
+}
+
+impl Format for Packed {
+    type Mem = PackedMem;
+
+    fn mem(areas: RingAreas, size: u16, _features: u64) -> Result<PackedMem, SetupError> {
+        PackedMem::new(areas, size)
+    }
+
+    fn new(mem: PackedMem, base: u32, features: u64) -> Result<Self, SetupError> {
+        let avail = Cursor::from_bits(base as u16);
+        if avail.index >= mem.size() {
+            return Err(SetupError::Base {
+                index: avail.index,
+                size: mem.size(),
+            });
+        }
+        let mut this = Self {
+            mem,
+            indirect: features & feature::INDIRECT_DESC != 0,
+            event_idx: features & feature::EVENT_IDX != 0,
+            in_order: features & feature::IN_ORDER != 0,
+            avail,
+            // A ring that stops gives everything back, so both cursors are the same where it goes
+            // on. Some front-ends leave the used half of the base at zero.
+            used: avail,
+            held: None,
+            unpublished: 0,
+            since_call: None,
+        };
+        this.disable_kicks();
+        Ok(this)
+    }
+
+    #[inline]
+    fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
+        let mut left = self.left();
+        let wanted = max.min(taken.room());
+        for done in 0..wanted {
+            // What is taken must be given back before it can be made available again.
+            if left == 0 {
+                return Ok(done);
+            }
+            let Some(desc) = self.peek() else {
+                return Ok(done);
+            };
+            let slots = if taken.add_simple(desc.link, desc) {
+                1
+            } else {
+                match self.walk(desc, left, taken) {
+                    Ok(Some(slots)) => slots,
+                    Ok(None) => return Ok(done),
+                    Err(error) => return Err((done, error)),
+                }
+            };
+            left -= slots;
+            self.avail.forward(slots, self.mem.size());
+        }
+        Ok(wanted)
+    }
+
+    #[inline]
+    fn untake(&mut self, chains: &[Chain]) {
+        for chain in chains {
+            self.avail.back(chain.slots(), self.mem.size());
+        }
+    }
+
+    #[inline]
+    fn give_back(&mut self, chain: &Chain, len: u32) {
+        self.unpublished += 1;
+        self.put(chain.id(), len, chain.write_len() > 0, chain.slots());
+    }
+
+    #[inline]
+    fn give_back_read(&mut self, chains: &[Chain]) {
+        if !self.in_order {
+            for chain in chains {
+                self.give_back(chain, 0);
+            }
+        } else if let Some(last) = chains.last() {
+            // One entry, which names the last chain, is enough for all (2.8.9).
+            let slots = chains.iter().map(Chain::slots).sum();
+            self.unpublished += chains.len() as u16;
+            self.put(last.id(), 0, false, slots);
+        }
+    }
+
+    #[inline]
+    fn unpublished(&self) -> u16 {
+        self.unpublished
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let Some((index, rest)) = self.held.take() else {
+            return false;
+        };
+        self.mem.publish_rest(index, rest);
+        self.unpublished = 0;
+        true
+    }
+
+    #[inline]
+    fn needs_call(&mut self) -> bool {
+        // Pairs with the driver's full barrier between writing its event structure and looking
+        // at the ring again: either it sees our descriptor, or we see its wish.
+        fence(Ordering::SeqCst);
+        let since = self.since_call.replace(0);
+        let event = self.mem.driver_event();
+        match ((event >> 16) as u16 & 3, since) {
+            (DISABLE, _) => false,
+            (ONE, Some(since)) if self.event_idx && since < self.mem.size() => {
+                let wish = Cursor::from_bits(event as u16);
+                let mut wanted = wish.index;
+                if wish.wrap != self.used.wrap {
+                    // In the round before.
+                    wanted = wanted.wrapping_sub(self.mem.size());
+                }
+                let new = self.used.index;
+                crossed(wanted, new, new.wrapping_sub(since))
+            }
+            _ => true,
+        }
+    }
+
+    fn disable_kicks(&mut self) {
+        self.mem.set_device_event(u32::from(DISABLE) << 16);
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        let (place, flags) = if self.event_idx {
+            (self.avail.bits(), ONE)
+        } else {
+            (0, ENABLE)
+        };
+        self.mem
+            .set_device_event(u32::from(place) | u32::from(flags) << 16);
+        // Pairs with the driver's full barrier between making a descriptor available and reading
+        // our event structure: either it sees our wish, or we see its descriptor.
+        fence(Ordering::SeqCst);
+        self.peek().is_some()
+    }
+
+    #[inline]
+    fn size(&self) -> u16 {
+        self.mem.size()
+    }
+
+    fn base(&self) -> u32 {
+        u32::from(self.avail.bits()) | u32::from(self.used.bits()) << 16
+    }
+
+    fn replace_mem(&mut self, mem: PackedMem) -> PackedMem {
+        std::mem::replace(&mut self.mem, mem)
+    }
+}

@@ -1,0 +1,170 @@
+//! The pieces of a front-end's memory that the chains of a burst name.
+//!
+//! An address is looked up and bounded once, when its piece is added; after that an access cannot
+//! fail.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use vvu::memory::{MemTable, VolatileSlice, copy};
+
+/// A piece of a front-end's memory with its lifetime erased.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+/// The region that an address was found in last: nearly always the next one's, too.
+#[derive(Debug, Clone, Copy)]
+struct Recent {
+    guest_addr: u64,
+    /// Zero before the first address.
+    len: u64,
+    start: NonNull<u8>,
+}
+
+impl Recent {
+    const NONE: Self = Self {
+        guest_addr: 0,
+        len: 0,
+        start: NonNull::dangling(),
+    };
+}
+
+/// A front-end's memory, and the pieces of it that the chains of a burst name.
+///
+/// Every piece was cut from `memory`, which leaves only through [`Pieces::replace`], and that
+/// forgets the pieces and the recent region first: so both always point to mapped bytes.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    memory: Arc<MemTable>,
+    recent: Recent,
+    list: Vec<Piece>,
+}
+
+// SAFETY: the pointers are addresses. Only `Segments` turns them into an access, on behalf of the
+// `Pieces` that holds the mapping too and moves with it; there is no thread-bound state.
+unsafe impl Send for Pieces {}
+
+impl Pieces {
+    /// Room for `capacity` pieces of `memory`. It never grows.
+    pub(super) fn new(memory: Arc<MemTable>, capacity: usize) -> Self {
+        Self {
+            memory,
+            recent: Recent::NONE,
+            list: Vec::with_capacity(capacity),
+        }
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    #[inline]
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.list.truncate(len);
+    }
+
+    /// Adds the `len` bytes at guest address `addr`, if they are where bytes were found last, and
+    /// says so. Tells the processor that they will be wanted.
+    #[inline]
+    pub(super) fn add_near(&mut self, addr: u64, len: u32) -> bool {
+        let len = u64::from(len);
+        let offset = addr.wrapping_sub(self.recent.guest_addr);
+        let inside = offset < self.recent.len && len <= self.recent.len - offset;
+        if !inside || len == 0 || self.list.len() == self.list.capacity() {
+            return false;
+        }
+        // SAFETY: offset < recent.len, the number of bytes mapped at recent.start.
+        let start = unsafe { self.recent.start.add(offset as usize) };
+        let piece = Piece {
+            start,
+            len: len as usize,
+        };
+        self.list.push(piece);
+        copy::prefetch(self.slice(&piece));
+        true
+    }
+
+    /// Adds as many of the `len` bytes at guest address `addr` as are in one region, and returns
+    /// how many that were. `None` if nothing is mapped there or the list is full.
+    pub(super) fn add(&mut self, addr: u64, len: usize) -> Option<usize> {
+        if self.list.len() == self.list.capacity() {
+            return None;
+        }
+        let region = self.memory.region(addr)?;
+        let start = NonNull::new(region.bytes.slice().ptr_guard_mut().as_ptr())?;
+        self.recent = Recent {
+            guest_addr: region.guest_addr,
+            len: region.bytes.len() as u64,
+            start,
+        };
+        let offset = (addr - region.guest_addr) as usize;
+        let len = len.min(region.bytes.len() - offset);
+        // SAFETY: the region holds `addr`, so offset is less than its length.
+        let start = unsafe { start.add(offset) };
+        self.list.push(Piece { start, len });
+        Some(len)
+    }
+
+    /// Copies the bytes at guest address `addr`; `None` unless all of them are mapped.
+    pub(super) fn read(&self, mut addr: u64, mut into: &mut [u8]) -> Option<()> {
+        while !into.is_empty() {
+            let copied = copy::read(self.memory.guest(addr, into.len())?, into);
+            into = into.get_mut(copied..)?;
+            if !into.is_empty() {
+                addr = addr.checked_add(copied as u64)?;
+            }
+        }
+        Some(())
+    }
+
+    /// The pieces in `range`.
+    #[inline]
+    pub(super) fn get(&self, range: std::ops::Range<usize>) -> Segments<'_> {
+        Segments {
+            pieces: self,
+            rest: self.list.get(range).unwrap_or(&[]).iter(),
+        }
+    }
+
+    /// Piece `index`.
+    #[inline]
+    pub(super) fn one(&self, index: usize) -> Option<VolatileSlice<'_>> {
+        Some(self.slice(self.list.get(index)?))
+    }
+
+    #[inline]
+    fn slice(&self, piece: &Piece) -> VolatileSlice<'_> {
+        // SAFETY: `piece` is of our list, so its bytes were cut from a mapping that `memory`
+        // keeps, and neither `replace` nor a drop can happen while we are borrowed; everybody
+        // reaches those bytes through VolatileSlice.
+        unsafe { VolatileSlice::new(piece.start.as_ptr(), piece.len) }
+    }
+
+    /// Another memory; the pieces are forgotten. Returns the old memory.
+    pub(super) fn replace(&mut self, memory: Arc<MemTable>) -> Arc<MemTable> {
+        self.list.clear();
+        self.recent = Recent::NONE;
+        std::mem::replace(&mut self.memory, memory)
+    }
+}
+
+/// The bytes of one side of a chain, piece by piece.
+#[derive(Debug, Clone)]
+pub struct Segments<'m> {
+    pieces: &'m Pieces,
+    rest: std::slice::Iter<'m, Piece>,
+}
+
+impl<'m> Iterator for Segments<'m> {
+    type Item = VolatileSlice<'m>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.pieces.slice(self.rest.next()?))
+    }
+}

@@ -1,0 +1,127 @@
+//! One ring in service, whatever its format: what was taken, what was given back, what failed.
+
+use std::sync::Arc;
+
+use vvu::memory::MemTable;
+use vvu::notify::Call;
+
+use super::RingError;
+use super::chain::{Chain, Taken};
+use super::format::Format;
+
+/// The device side of a ring of format `F`.
+#[derive(Debug)]
+pub(crate) struct RingOf<F> {
+    pub(super) format: F,
+    /// The memory that addresses mean, and the chains taken and not yet given back.
+    pub(super) taken: Taken,
+    pub(super) failed: Option<RingError>,
+    pub(super) call: Call,
+    pub(super) err: Call,
+}
+
+impl<F: Format> RingOf<F> {
+    /// Takes up to `max` more chains and returns how many were taken. Stops at the first bad
+    /// chain, which [`RingOf::failed`] then reports; the chains before it are good.
+    #[inline]
+    pub(crate) fn take_burst(&mut self, max: usize) -> usize {
+        if self.failed.is_some() {
+            return 0;
+        }
+        match self.format.take(max, &mut self.taken) {
+            Ok(taken) => taken,
+            Err((taken, error)) => {
+                self.failed = Some(error);
+                taken
+            }
+        }
+    }
+
+    /// What is wrong with the ring, if something is. Once set, nothing more is taken.
+    #[inline]
+    pub(crate) fn failed(&self) -> Option<RingError> {
+        self.failed
+    }
+
+    /// What was taken and not yet given back.
+    #[inline]
+    pub(crate) fn taken(&self) -> &Taken {
+        &self.taken
+    }
+
+    /// Chains taken and not yet given back, oldest first.
+    #[inline]
+    pub(crate) fn chains(&self) -> &[Chain] {
+        self.taken.chains()
+    }
+
+    /// Gives back the oldest chain, `len` bytes of it written. The driver sees it when it is
+    /// published.
+    #[inline]
+    pub(crate) fn give_back(&mut self, len: u32) {
+        if let Some(chain) = self.taken.pop() {
+            self.format.give_back(&chain, len);
+        }
+    }
+
+    /// Gives back all chains, nothing of them written, and ends the burst without telling the
+    /// driver: it hears of it at the next [`RingOf::publish`].
+    #[inline]
+    pub(crate) fn give_back_read(&mut self) {
+        self.format.give_back_read(self.taken.chains());
+        self.taken.clear();
+    }
+
+    /// Whether something of this burst was given back.
+    #[inline]
+    pub(crate) fn has_used(&self) -> bool {
+        self.taken.used() > 0
+    }
+
+    /// Ends a burst: chains not given back count as never taken, the others are published at
+    /// once, and the driver is called if it wants to be.
+    #[inline]
+    pub(crate) fn finish(&mut self) {
+        self.settle();
+        self.publish();
+    }
+
+    /// Ends a burst without telling the driver: it hears of it at the next [`RingOf::publish`].
+    #[inline]
+    pub(crate) fn settle(&mut self) {
+        self.format.untake(self.taken.chains());
+        self.taken.clear();
+    }
+
+    /// Publishes what was given back, if anything, and calls the driver if it wants to be.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        if self.format.publish() && self.format.needs_call() {
+            self.call.ring();
+        }
+    }
+
+    /// Chains given back that the driver has not been told of.
+    #[inline]
+    pub(crate) fn unpublished(&self) -> u16 {
+        self.format.unpublished()
+    }
+
+    /// Number of entries.
+    #[inline]
+    pub(crate) fn size(&self) -> u16 {
+        self.format.size()
+    }
+
+    /// Moves the ring to a new memory; chains taken are forgotten, to be taken again. Returns the
+    /// old one.
+    pub(super) fn set_memory(
+        &mut self,
+        memory: Arc<MemTable>,
+        mem: F::Mem,
+    ) -> (Arc<MemTable>, F::Mem) {
+        self.finish();
+        let mem = self.format.replace_mem(mem);
+        (self.taken.set_memory(memory), mem)
+    }
+}
