@@ -108,6 +108,20 @@ Ports:
   vvu: and vfio-user: also take
     rule=RULE        how the function places memory, where its id does not tell:
                      whole, packed or told (see docs/device.md)
+  Ports of every kind but echo: take rules, in force where they are given (docs/switch.md):
+    vlan=ID          in this VLAN; the other side sees no tags
+    trunk=IDS        in these VLANs, told apart by tags, as in 10+20-29...
+    native=ID        ...and in this one without a tag
+    macs=ADDRESSES   these addresses, as in A+B, are here for good
+    antispoof        frames come only from the port's mac= and macs=
+    maclimit=N       learn at most so many addresses here, and drop frames from others
+    isolated         no frames to other isolated ports
+    storm=N          at most N frames per second to everybody; numbers may end in k, M or G
+    rate=N           at most N bits per second from the port
+    pps=N            at most N frames per second from the port
+    burst=MS         so much of these may come at once (default 10 milliseconds of it)
+    mirror=PORT      copy everything from and to this port to the port of that name, which is
+                     for watching only from then on
 
 Examples:
   In an appliance VM with two VVU functions:

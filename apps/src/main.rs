@@ -7,6 +7,7 @@ mod guest;
 mod net;
 mod pci;
 mod port;
+mod rules;
 mod signals;
 mod wiring;
 

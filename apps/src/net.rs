@@ -9,7 +9,7 @@ use vvu::transport::tracer::Tracer;
 use vvu::transport::unix::UnixTransport;
 use vvu::transport::vvu::VvuTransport;
 use vvu::vfio_user::VfioUserFunction;
-use vvu_pmd::backend::{GenConfig, PortKind};
+use vvu_pmd::backend::{GenConfig, PortId, PortKind};
 use vvu_pmd::net::NetConfig;
 
 use crate::args::Net;
@@ -25,15 +25,21 @@ const READY: &str = "ready";
 pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
     check_names(&net.ports)?;
     let captures = check_captures(net)?;
+    let mirrors = mirrors(&net.ports)?;
     let shutdown = Shutdown::new()?;
     let mut wiring = start(net)?;
+    let mut ids = Vec::new();
     for (number, port) in net.ports.iter().enumerate() {
-        add_port(&mut wiring, net, number as u64, port)
-            .with_context(|| format!("port {}", port.name))?;
+        let id = add_port(&mut wiring, net, number as u64, port);
+        ids.push(id.with_context(|| format!("port {}", port.name))?);
+    }
+    for (watched, watching) in mirrors {
+        wiring.workers.mirror(ids[watched], ids[watching])?;
     }
     for (capture, port) in captures {
         wiring
-            .capture(port, &capture.file, capture.snap)
+            .workers
+            .start_capture(ids[port], &capture.file, capture.snap)
             .with_context(|| format!("capture of port {}", net.ports[port].name))?;
     }
     tracing::info!(ports = net.ports.len(), "{READY}");
@@ -89,6 +95,29 @@ fn check_captures(net: &Net) -> anyhow::Result<Vec<(&CaptureSpec, usize)>> {
     Ok(found)
 }
 
+/// Which ports are watched, and by which, by their places in `ports`.
+fn mirrors(ports: &[PortSpec]) -> anyhow::Result<Vec<(usize, usize)>> {
+    let mut mirrors = Vec::new();
+    for (watched, port) in ports.iter().enumerate() {
+        let Some(name) = &port.rules.mirror else {
+            continue;
+        };
+        let named = |(place, port): (usize, &PortSpec)| (port.name == *name).then_some(place);
+        let found: Vec<_> = ports.iter().enumerate().filter_map(named).collect();
+        let [watching] = found[..] else {
+            let names: Vec<_> = ports.iter().map(|port| &*port.name).collect();
+            bail!(
+                "port {}: option mirror: {} ports are called {name:?}; name one of {}",
+                port.name,
+                found.len(),
+                names.join(" ")
+            );
+        };
+        mirrors.push((watched, watching));
+    }
+    Ok(mirrors)
+}
+
 fn start(net: &Net) -> anyhow::Result<Wiring> {
     let cpus = match &net.cores {
         Some(cpus) => cpus.0.clone(),
@@ -99,7 +128,12 @@ fn start(net: &Net) -> anyhow::Result<Wiring> {
 }
 
 /// Adds one port to the switch; a virtio-net device also gets a session.
-fn add_port(wiring: &mut Wiring, net: &Net, number: u64, port: &PortSpec) -> anyhow::Result<()> {
+fn add_port(
+    wiring: &mut Wiring,
+    net: &Net,
+    number: u64,
+    port: &PortSpec,
+) -> anyhow::Result<PortId> {
     let kind = match &port.kind {
         Kind::Null => PortKind::Null,
         Kind::Generator { size } => PortKind::Gen(GenConfig {
@@ -115,9 +149,14 @@ fn add_port(wiring: &mut Wiring, net: &Net, number: u64, port: &PortSpec) -> any
             PortKind::Vhost(card(net, number, port, device))
         }
     };
+    let own = match &kind {
+        PortKind::Vhost(card) => Some(card.mac),
+        _ => None,
+    };
+    let rules = port.rules.rules(own).map_err(anyhow::Error::msg)?;
     // The transport first: it is what usually cannot be had.
     let transport = transport(net, port)?;
-    wiring.add(&port.name, kind, transport)
+    wiring.add(&port.name, kind, transport, rules)
 }
 
 fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transport>>> {
@@ -168,4 +207,30 @@ fn mac_of(name: &str) -> Mac {
     });
     let [a, b, c, d, e, ..] = hash.to_be_bytes();
     Mac([0x02, a, b, c, d, e])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn mirrors_name_one_other_port() {
+        let ports = |all: &[&str]| all.iter().map(|text| text.parse().unwrap()).collect();
+        let of = |all: &[&str]| mirrors(&ports(all) as &Vec<PortSpec>);
+        let found = of(&[
+            "unix:/a,mirror=unix:/m",
+            "null:",
+            "unix:/m",
+            "gen:mirror=unix:/m",
+        ]);
+        assert_eq!(found.unwrap(), [(0, 2), (3, 2)]);
+        for bad in [
+            &["unix:/a,mirror=unix:/b"][..],
+            &["null:", "null:", "gen:mirror=null"],
+        ] {
+            let error = of(bad).unwrap_err().to_string();
+            assert!(error.contains("name one of"), "{error}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use vvu_pmd::port::capture::{FileConfig, Recorder};
 use vvu_pmd::port::uplink::{TapConfig, XdpConfig, XdpMode};
 
 use crate::args::RuleName;
+use crate::rules::RuleSpec;
 
 /// A MAC address, as people write it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,7 @@ const DEFAULT_PAIRS: u16 = 8;
 pub(crate) struct PortSpec {
     pub(crate) name: String,
     pub(crate) kind: Kind,
+    pub(crate) rules: RuleSpec,
 }
 
 impl FromStr for PortSpec {
@@ -211,8 +213,9 @@ impl FromStr for PortSpec {
                 ));
             }
         };
+        let rules = RuleSpec::take(&mut options)?;
         options.finish(scheme)?;
-        Ok(Self { name, kind })
+        Ok(Self { name, kind, rules })
     }
 }
 
@@ -333,10 +336,10 @@ fn number(text: &str, range: std::ops::RangeInclusive<u16>) -> Result<u16, Strin
 }
 
 /// What follows the target: `key=value` and `flag`, each at most once.
-struct Options<'a>(Vec<(&'a str, Option<&'a str>)>);
+pub(crate) struct Options<'a>(Vec<(&'a str, Option<&'a str>)>);
 
 impl<'a> Options<'a> {
-    fn new(parts: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+    pub(crate) fn new(parts: impl Iterator<Item = &'a str>) -> Result<Self, String> {
         let mut options: Vec<(&str, Option<&str>)> = Vec::new();
         for part in parts {
             let (key, value) = match part.split_once('=') {
@@ -356,7 +359,7 @@ impl<'a> Options<'a> {
         Some(self.0.swap_remove(at).1)
     }
 
-    fn flag(&mut self, key: &str) -> Result<bool, String> {
+    pub(crate) fn flag(&mut self, key: &str) -> Result<bool, String> {
         match self.remove(key) {
             None => Ok(false),
             Some(None) => Ok(true),
@@ -364,7 +367,7 @@ impl<'a> Options<'a> {
         }
     }
 
-    fn take<T>(
+    pub(crate) fn take<T>(
         &mut self,
         key: &str,
         parse: impl Fn(&str) -> Result<T, String>,
@@ -390,7 +393,7 @@ impl<'a> Options<'a> {
         })
     }
 
-    fn finish(self, scheme: &str) -> Result<(), String> {
+    pub(crate) fn finish(self, scheme: &str) -> Result<(), String> {
         match self.0.first() {
             None => Ok(()),
             Some((key, _)) => Err(format!("a {scheme}: port has no option {key:?}")),
@@ -503,6 +506,7 @@ mod tests {
             ("vvu:5", "5"),
             ("vvu:00:05.0,rule=x", "rule"),
             ("gen:size=20", "60 to 9018"),
+            ("null:vlan=5,trunk=6", "either"),
             ("null:x", "no option \"x\""),
         ] {
             let error = text.parse::<PortSpec>().unwrap_err();

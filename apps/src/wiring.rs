@@ -1,18 +1,15 @@
 //! A switch and what serves its ports: workers, and a session for each virtio-net device.
 
-use std::path::Path;
-
 use anyhow::Context;
 use vvu::session::Session;
 use vvu::transport::Transport;
 use vvu_pmd::backend::{Config, PortId, PortKind, Workers};
+use vvu_pmd::net::Rules;
 
 /// A running switch.
 pub(crate) struct Wiring {
     pub(crate) workers: Workers,
     sessions: Vec<Session>,
-    /// Ports, in the order they were added.
-    ports: Vec<PortId>,
 }
 
 impl Wiring {
@@ -26,31 +23,24 @@ impl Wiring {
         Ok(Self {
             workers,
             sessions: Vec::new(),
-            ports: Vec::new(),
         })
     }
 
-    /// Adds a port; a virtio-net device is served over `transport`.
+    /// Adds a port with rules; a virtio-net device is served over `transport`.
     pub(crate) fn add(
         &mut self,
         name: &str,
         kind: PortKind,
         transport: Option<Box<dyn Transport>>,
-    ) -> anyhow::Result<()> {
-        let (port, device) = self.workers.add_port(name, kind, None)?;
-        self.ports.push(port);
+        rules: Rules,
+    ) -> anyhow::Result<PortId> {
+        let (id, device) = self.workers.add_port_with(name, kind, None, rules)?;
         if let (Some(transport), Some(device)) = (transport, device) {
             let session = Session::spawn(transport, Box::new(device));
             self.sessions
                 .push(session.context("cannot start a thread")?);
         }
-        Ok(())
-    }
-
-    /// Writes what passes the port that was added as number `port` to a file.
-    pub(crate) fn capture(&self, port: usize, file: &Path, snap: u32) -> anyhow::Result<()> {
-        let port = self.ports.get(port).context("there is no such port")?;
-        Ok(self.workers.start_capture(*port, file, snap)?)
+        Ok(id)
     }
 
     /// Ends the sessions: rings are stopped, functions left reset. The counters stay.

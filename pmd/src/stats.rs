@@ -42,6 +42,24 @@ pub enum Drop {
     Disabled,
     /// Received with a group or zero address as its source.
     BadSource,
+    /// Received with a source address that its port may not have.
+    Spoofed,
+    /// Received with a source address that belongs to another port for good.
+    HeldAddress,
+    /// Received from one address more than its port may have.
+    MacLimit,
+    /// Received with a VLAN tag that its port may not send, or without one that it must.
+    Vlan,
+    /// Received: more bits per second than its port may send.
+    BitRate,
+    /// Received: more frames per second than its port may send.
+    PacketRate,
+    /// Received for everybody: more of them per second than its port may send.
+    Storm,
+    /// Received from a port that only watches.
+    Monitor,
+    /// Switched: both ports are isolated.
+    Isolated,
     /// Switched: its destination is where it came from, or no port at all.
     NoDestination,
     /// Switched: the other worker's queue was full.
@@ -68,12 +86,21 @@ pub enum Drop {
 
 impl Drop {
     /// Names of all reasons, in order.
-    pub const NAMES: [&str; 16] = [
+    pub const NAMES: [&str; 25] = [
         "truncated",
         "too-long",
         "bad-offload",
         "disabled",
         "bad-source",
+        "spoofed",
+        "held-address",
+        "mac-limit",
+        "vlan",
+        "bit-rate",
+        "packet-rate",
+        "storm",
+        "monitor",
+        "isolated",
         "no-destination",
         "queue-full",
         "no-mbuf",

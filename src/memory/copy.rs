@@ -17,35 +17,98 @@ pub const SMALL: usize = 128;
 /// One wide move.
 type Wide = [u8; 16];
 
-/// Copies as many bytes as both hold into private memory, and returns how many. What is read is
-/// read once: nothing written to `from` later shows in `into`.
+/// Copies bytes from `offset` on into private memory, as many as both hold, and returns how many.
+/// What is read is read once: nothing written to `from` later shows in `into`.
 #[inline]
-pub fn read(from: VolatileSlice<'_>, into: &mut [u8]) -> usize {
-    let len = from.len().min(into.len());
-    // SAFETY: `from` is mapped for its lifetime and `into` is ours; `len` is within both.
-    unsafe { copy(from.ptr_guard().as_ptr(), into.as_mut_ptr(), len) };
+pub fn read_at(from: VolatileSlice<'_>, offset: usize, into: &mut [u8]) -> usize {
+    let len = from.len().saturating_sub(offset).min(into.len());
+    // SAFETY: `from` is mapped for its lifetime and `into` is ours; if `len` is not zero, `offset`
+    // is inside `from` and `len` bytes follow it, and `into` has as many.
+    unsafe {
+        copy(
+            from.ptr_guard().as_ptr().wrapping_add(offset),
+            into.as_mut_ptr(),
+            len,
+        )
+    };
     // The compiler must not take a later look at `from` for a look at `into`.
     compiler_fence(Ordering::SeqCst);
     len
 }
 
-/// Copies as many private bytes as both hold into shared memory, and returns how many.
+/// [`read_at`] from the beginning.
 #[inline]
-pub fn write(from: &[u8], to: VolatileSlice<'_>) -> usize {
-    let len = from.len().min(to.len());
-    // SAFETY: `to` is mapped for its lifetime and `from` is a reference; `len` is within both.
-    unsafe { copy(from.as_ptr(), to.ptr_guard_mut().as_ptr(), len) };
+pub fn read(from: VolatileSlice<'_>, into: &mut [u8]) -> usize {
+    read_at(from, 0, into)
+}
+
+/// The first `N` bytes, read once; `None` if there are fewer.
+#[inline]
+pub fn read_array<const N: usize>(from: VolatileSlice<'_>) -> Option<[u8; N]> {
+    if from.len() < N {
+        return None;
+    }
+    // SAFETY: `from` is mapped for its lifetime and has N bytes; an array of bytes may be anywhere
+    // and hold anything.
+    let bytes = unsafe { from.ptr_guard().as_ptr().cast::<[u8; N]>().read_unaligned() };
+    compiler_fence(Ordering::SeqCst);
+    Some(bytes)
+}
+
+/// Writes all of `bytes` at the beginning of `to`; false, and nothing done, if they do not fit.
+#[inline]
+pub fn write_array<const N: usize>(bytes: [u8; N], to: VolatileSlice<'_>) -> bool {
+    if to.len() < N {
+        return false;
+    }
+    // SAFETY: `to` is mapped for its lifetime and has N bytes; an array of bytes may be anywhere.
+    unsafe {
+        to.ptr_guard_mut()
+            .as_ptr()
+            .cast::<[u8; N]>()
+            .write_unaligned(bytes)
+    };
+    true
+}
+
+/// Copies private bytes to `offset` in shared memory, as many as there is room for, and returns how
+/// many.
+#[inline]
+pub fn write_at(from: &[u8], to: VolatileSlice<'_>, offset: usize) -> usize {
+    let len = to.len().saturating_sub(offset).min(from.len());
+    // SAFETY: as in `read_at`, the other way round.
+    unsafe {
+        copy(
+            from.as_ptr(),
+            to.ptr_guard_mut().as_ptr().wrapping_add(offset),
+            len,
+        )
+    };
     len
 }
 
-/// Copies as many bytes as both hold from shared memory to shared memory, which may overlap, and
-/// returns how many.
+/// [`write_at`] the beginning.
+#[inline]
+pub fn write(from: &[u8], to: VolatileSlice<'_>) -> usize {
+    write_at(from, to, 0)
+}
+
+/// Copies as many bytes as both hold from shared memory to `offset` in shared memory, which may
+/// overlap, and returns how many.
+#[inline]
+pub fn across_at(from: VolatileSlice<'_>, to: VolatileSlice<'_>, offset: usize) -> usize {
+    let len = to.len().saturating_sub(offset).min(from.len());
+    let (from, to) = (from.ptr_guard().as_ptr(), to.ptr_guard_mut().as_ptr());
+    // SAFETY: both are mapped for their lifetimes; if `len` is not zero, `offset` is inside `to`
+    // and `len` bytes follow it, and `from` has as many.
+    unsafe { copy(from, to.wrapping_add(offset), len) };
+    len
+}
+
+/// [`across_at`] to the beginning.
 #[inline]
 pub fn across(from: VolatileSlice<'_>, to: VolatileSlice<'_>) -> usize {
-    let len = from.len().min(to.len());
-    // SAFETY: both are mapped for their lifetimes; `len` is within both.
-    unsafe { copy(from.ptr_guard().as_ptr(), to.ptr_guard_mut().as_ptr(), len) };
-    len
+    across_at(from, to, 0)
 }
 
 /// Says that the first bytes of `place` will be wanted soon.
@@ -61,6 +124,23 @@ pub fn prefetch(place: VolatileSlice<'_>) {
     let _ = place;
 }
 
+/// Says that the first bytes of `place` will be written soon.
+#[inline]
+pub fn prefetch_write(place: VolatileSlice<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it accesses nothing and cannot fault. Processors that do not know it take it
+    // for a no-operation.
+    unsafe {
+        std::arch::asm!(
+            "prefetchw [{}]",
+            in(reg) place.ptr_guard().as_ptr(),
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// Copies `len` bytes as if through a buffer of their own.
 ///
 /// # Safety
@@ -70,23 +150,35 @@ pub fn prefetch(place: VolatileSlice<'_>) {
 /// shared memory has to expect.
 #[inline]
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: each arm moves [0, n) and [len - n, len) for an n of at most len, and every load
+    // SAFETY: each branch moves [0, n) and [len - n, len) for an n of at most len, and every load
     // comes before every store, so that overlap does no harm.
     unsafe {
-        match len {
-            0 => {}
-            1..4 => {
-                let (first, middle, last) = (*from, *from.add(len / 2), *from.add(len - 1));
-                *to = first;
-                *to.add(len / 2) = middle;
-                *to.add(len - 1) = last;
+        // The most frequent first.
+        if len > 32 {
+            if len <= 64 {
+                ends::<Wide, 2>(from, to, len);
+            } else if len <= SMALL {
+                ends::<Wide, 4>(from, to, len);
+            } else {
+                ptr::copy(from, to, len);
             }
-            4..=8 => ends::<[u8; 4], 1>(from, to, len),
-            9..=16 => ends::<[u8; 8], 1>(from, to, len),
-            17..=32 => ends::<Wide, 1>(from, to, len),
-            33..=64 => ends::<Wide, 2>(from, to, len),
-            65..=SMALL => ends::<Wide, 4>(from, to, len),
-            _ => ptr::copy(from, to, len),
+        } else if len > 8 {
+            if len <= 16 {
+                ends::<[u8; 8], 1>(from, to, len);
+            } else {
+                ends::<Wide, 1>(from, to, len);
+            }
+        } else {
+            match len {
+                0 => {}
+                1..4 => {
+                    let (first, middle, last) = (*from, *from.add(len / 2), *from.add(len - 1));
+                    *to = first;
+                    *to.add(len / 2) = middle;
+                    *to.add(len - 1) = last;
+                }
+                _ => ends::<[u8; 4], 1>(from, to, len),
+            }
         }
     }
 }
@@ -138,11 +230,34 @@ mod tests {
                 let from = VolatileSlice::from(&mut source[offset..]);
                 let to = VolatileSlice::from(&mut there[1..=len]);
                 prefetch(from);
+                prefetch_write(to);
+                assert_eq!(read_array::<4>(from).is_some(), from.len() >= 4);
                 assert_eq!(across(from, to), len);
                 assert_eq!(there[1..=len], wanted);
                 assert_eq!((there[0], there[len + 1]), (0xee, 0xee));
             }
         }
+    }
+
+    #[test]
+    fn offsets_beyond_the_end_move_nothing() {
+        let (mut one, mut two) = ([1u8; 8], [2u8; 8]);
+        for (offset, moved) in [(0, 8), (5, 3), (8, 0), (9, 0), (usize::MAX, 0)] {
+            let (mut private, shared) = ([0; 8], VolatileSlice::from(&mut one[..]));
+            assert_eq!(read_at(shared, offset, &mut private), moved);
+            assert_eq!(private.iter().filter(|byte| **byte == 1).count(), moved);
+            let there = VolatileSlice::from(&mut two[..]);
+            assert_eq!(write_at(&[3; 8], there, offset), moved);
+            assert_eq!(across_at(shared, there, offset), moved);
+        }
+        assert_eq!(
+            read_array::<3>(VolatileSlice::from(&mut one[..])),
+            Some([1; 3])
+        );
+        assert_eq!(read_array::<9>(VolatileSlice::from(&mut one[..])), None);
+        assert!(write_array([7; 8], VolatileSlice::from(&mut one[..])));
+        assert!(!write_array([9; 9], VolatileSlice::from(&mut one[..])));
+        assert_eq!(one, [7; 8]);
     }
 
     #[test]

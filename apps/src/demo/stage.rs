@@ -9,7 +9,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use vvu::model::{FrontEnd, Model, Shape};
 use vvu::transport::vvu::VvuTransport;
 use vvu_pmd::backend::PortKind;
-use vvu_pmd::net::NetConfig;
+use vvu_pmd::net::{NetConfig, Rules};
 use vvu_pmd::stats::RingState;
 
 use crate::pci;
@@ -69,7 +69,12 @@ impl Stage {
                 pairs: 1,
             };
             let transport = Box::new(VvuTransport::new(device));
-            wiring.add(name, PortKind::Vhost(card), Some(transport))?;
+            wiring.add(
+                name,
+                PortKind::Vhost(card),
+                Some(transport),
+                Rules::default(),
+            )?;
             models.push(model);
         }
         let stage = Self {

@@ -9,7 +9,7 @@ use vvu::memory::MemoryError;
 
 use super::net::NetDevice;
 use crate::mempool::{Mempool, MempoolError};
-use crate::net::{Fdb, Inbox, MAX_PORTS, NetConfig, Place, Shared, Switch};
+use crate::net::{Fdb, Inbox, MAX_PORTS, NetConfig, Place, PortRules, Rules, Shared, Switch};
 use crate::port::capture::{CaptureError, FileConfig, FileTx, Recorder, Replay};
 use crate::port::uplink::{self, TapConfig, UplinkError, XdpConfig};
 use crate::port::{Generator, MAX_FRAME, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx};
@@ -115,6 +115,9 @@ pub enum BackendError {
     /// A port that does not exist.
     #[error("there is no such port")]
     NoPort,
+    /// Rules that contradict each other, or another port's.
+    #[error("{0}")]
+    Rules(&'static str),
     /// A configuration that no device can have.
     #[error("{what} is {found}, expected {expected}")]
     Config {
@@ -149,6 +152,7 @@ struct Port {
     worker: usize,
     place: PortPlace,
     stats: Stats,
+    rules: PortRules,
     /// What writes the file of a port that is one, for as long as the port is there.
     _recorder: Option<Recorder>,
     /// What writes down what passes the port.
@@ -239,6 +243,27 @@ impl Workers {
         kind: PortKind,
         worker: Option<usize>,
     ) -> Result<(PortId, Option<NetDevice>), BackendError> {
+        self.add_port_with(name, kind, worker, Rules::default())
+    }
+
+    /// The same with rules.
+    pub fn add_port_with(
+        &self,
+        name: &str,
+        kind: PortKind,
+        worker: Option<usize>,
+        rules: Rules,
+    ) -> Result<(PortId, Option<NetDevice>), BackendError> {
+        let rules = PortRules {
+            rules,
+            ..PortRules::default()
+        };
+        if matches!(kind, PortKind::Echo { .. }) && !rules.is_empty() {
+            return Err(BackendError::Rules(
+                "an echo port takes part in nothing that rules are about",
+            ));
+        }
+        rules.rules.check().map_err(BackendError::Rules)?;
         let mut ports = self.ports();
         let number = self.choose_worker(&ports, worker)?;
         let thread = self.thread(number)?;
@@ -253,7 +278,16 @@ impl Workers {
         };
         let stats = PortStats::new(rings, &RingError::REASONS);
         let mut recorder = None;
-        if let Some((rx, tx)) = halves(&kind, &name, &stats, thread.waker(), &mut recorder)? {
+        let halves = halves(&kind, &name, &stats, thread.waker(), &mut recorder)?;
+        if !rules.rules.claim(&self.shared.fdb, id.0) {
+            self.shared.fdb.remove(id.0);
+            return Err(BackendError::Rules(
+                "an address of this port belongs to another port already",
+            ));
+        }
+        // Before a frame can come.
+        self.tell(id, &rules)?;
+        if let Some((rx, tx)) = halves {
             let stats = Arc::clone(&stats);
             thread.call(move |switch| switch.add(id.0, rx, tx, stats))?;
         }
@@ -266,6 +300,7 @@ impl Workers {
             worker: number,
             place,
             stats,
+            rules,
             _recorder: recorder,
             capture: None,
         };
@@ -292,7 +327,53 @@ impl Workers {
         for thread in &self.threads {
             thread.call(move |switch| switch.place(id.0, Place::Absent))?;
         }
-        self.shared.fdb.flush(id.0);
+        self.tell(id, &PortRules::default())?;
+        self.shared.fdb.remove(id.0);
+        // Whoever it watched is not watched any more.
+        for (other, port) in ports.iter_mut() {
+            if port.rules.mirror == Some(id.0) {
+                port.rules.mirror = None;
+                self.tell(*other, &port.rules)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets port `monitor` watch port `of`: it gets a copy of every frame from there and to
+    /// there, and nothing else any more.
+    pub fn mirror(&self, of: PortId, monitor: PortId) -> Result<(), BackendError> {
+        let mut ports = self.ports();
+        let watched = ports.get(&of).ok_or(BackendError::NoPort)?;
+        let watching = ports.get(&monitor).ok_or(BackendError::NoPort)?;
+        let owned = |port: &Port| matches!(port.place, PortPlace::Owned);
+        if of == monitor || !owned(watched) || !owned(watching) {
+            return Err(BackendError::Rules(
+                "a port is watched by another one, and neither can be an echo",
+            ));
+        }
+        if watched.rules.monitor || watching.rules.mirror.is_some() {
+            return Err(BackendError::Rules("a port that watches cannot be watched"));
+        }
+        for (id, change) in [(monitor, None), (of, Some(monitor.0))] {
+            if let Some(port) = ports.get_mut(&id) {
+                match change {
+                    None => port.rules.monitor = true,
+                    Some(monitor) => port.rules.mirror = Some(monitor),
+                }
+                self.tell(id, &port.rules)?;
+            }
+        }
+        // Nobody is found there any more.
+        self.shared.fdb.remove(monitor.0);
+        Ok(())
+    }
+
+    /// Tells all workers the rules of a port.
+    fn tell(&self, id: PortId, rules: &PortRules) -> Result<(), BackendError> {
+        for thread in &self.threads {
+            let rules = rules.clone();
+            thread.call(move |switch| switch.set_rules(id.0, rules))?;
+        }
         Ok(())
     }
 
@@ -406,7 +487,7 @@ fn halves(
     let null = TxPort::Null(Arc::clone(stats));
     Ok(match kind {
         PortKind::Vhost(_) => Some((
-            RxPort::Vhost(VhostRx { rings: rings() }),
+            RxPort::Vhost(VhostRx::new(rings())),
             TxPort::Vhost(VhostTx { rings: rings() }),
         )),
         PortKind::Null => Some((RxPort::None, null)),

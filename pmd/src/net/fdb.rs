@@ -14,6 +14,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::MAX_PORTS;
+use super::rules::number;
 
 /// Low bits of a permuted key that choose a bucket.
 const BUCKET_BITS: u32 = 15;
@@ -34,6 +35,8 @@ const KEY: u64 = (1 << KEY_BITS) - 1;
 const TAG_SHIFT: u32 = 64 - (KEY_BITS - BUCKET_BITS);
 /// The entry is in the second bucket of its address.
 const SECOND: u64 = 1 << 16;
+/// The entry was not learned: it neither ages nor moves, and does not count.
+const STATIC: u64 = 1 << 17;
 /// What tells addresses in one bucket apart.
 const IDENTITY: u64 = !0 << TAG_SHIFT | SECOND;
 
@@ -50,7 +53,7 @@ pub(super) fn is_group(mac: Mac) -> bool {
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Bucket {
-    /// Rest of the permuted key, [`SECOND`], and in the lower 16 bits port + 1; 0 is empty.
+    /// Rest of the permuted key, [`STATIC`], [`SECOND`], and in the lower 16 bits port + 1; 0 is empty.
     words: [AtomicU64; WAYS],
     /// Seconds in which they were last seen.
     seen: [AtomicU32; WAYS],
@@ -70,8 +73,12 @@ pub(super) struct Spot {
 pub(super) enum Learned {
     /// The table has it.
     Yes,
-    /// There was no place for it, or the port has too many.
+    /// There was no place for it.
     NoRoom,
+    /// Its port has as many as it was allowed.
+    Limit,
+    /// It is at another port for good.
+    Held,
 }
 
 /// The table.
@@ -81,6 +88,8 @@ pub struct Fdb {
     /// Addresses of each port, and of all.
     counts: Box<[AtomicU32]>,
     total: AtomicU32,
+    /// Most addresses of each port.
+    limits: Box<[AtomicU32]>,
     ageing: u32,
     swept: AtomicU32,
     /// Which permutation: unpredictable, so that nobody can aim at a bucket.
@@ -106,6 +115,7 @@ impl Fdb {
                 .unwrap_or_else(|_| unreachable!("there are {BUCKETS}")),
             counts: (0..MAX_PORTS).map(|_| AtomicU32::new(0)).collect(),
             total: AtomicU32::new(0),
+            limits: (0..MAX_PORTS).map(|_| AtomicU32::new(u32::MAX)).collect(),
             ageing,
             swept: AtomicU32::new(0),
             secret: [0, 1, 2].map(|n| random.hash_one(n)),
@@ -149,6 +159,12 @@ impl Fdb {
         now.saturating_sub(seen.load(Relaxed)) <= self.ageing
     }
 
+    /// The port of an entry that counts and is not too old.
+    #[inline]
+    fn current(&self, word: u64, seen: &AtomicU32, now: u32) -> Option<u16> {
+        (self.fresh(seen, now) || word & STATIC != 0).then(|| port_of(word))?
+    }
+
     /// All entries of an address: usually none or one.
     #[inline]
     fn entries(&self, spot: &Spot) -> impl Iterator<Item = (u64, Slot<'_>)> {
@@ -168,7 +184,7 @@ impl Fdb {
     #[inline]
     pub(super) fn lookup(&self, spot: &Spot, now: u32) -> Option<u16> {
         let mut entries = self.entries(spot);
-        entries.find_map(|(word, (_, seen))| self.fresh(seen, now).then(|| port_of(word))?)
+        entries.find_map(|(word, (_, seen))| self.current(word, seen, now))
     }
 
     /// Notes that the address is at `port`.
@@ -190,55 +206,70 @@ impl Fdb {
     #[cold]
     fn learn_new(&self, spot: &Spot, port: u16, now: u32) -> Learned {
         let may_grow = self.may_grow(port);
+        let own = u64::from(port) + 1;
         let mut entries = self.entries(spot);
         if let Some((old, slot)) = entries.next() {
+            if old & STATIC != 0 {
+                return Learned::Held;
+            }
             // Seen elsewhere before. One that is left over from a race would be found again when
             // this one is gone.
             for (double, (word, _)) in entries {
+                if double & STATIC != 0 {
+                    return Learned::Held;
+                }
                 self.replace(word, double, 0);
             }
-            let new = old & IDENTITY | (u64::from(port) + 1);
-            return self.enter(slot, old, may_grow.then_some(new), now);
+            return match may_grow {
+                Learned::Yes => self.enter(slot, old, old & IDENTITY | own, now),
+                full => full,
+            };
         }
-        let first = (self.bucket(spot.first), spot.tag);
-        let second = (self.bucket(spot.second), spot.tag | SECOND);
-        let used = |(bucket, _): &(&Bucket, u64)| {
-            let taken = |(word, seen): &Slot<'_>| word.load(Relaxed) != 0 && self.fresh(seen, now);
-            bucket.words.iter().zip(&bucket.seen).filter(taken).count()
+        let Some((old, slot, tag)) = self.place(spot, now) else {
+            return Learned::NoRoom;
         };
-        let (in_first, in_second) = (used(&first), used(&second));
-        let (bucket, tag) = if in_first < SPARSE || in_first <= in_second {
-            first
+        // A port at its limit may still use its own old entry again.
+        if may_grow == Learned::Yes || port_of(old) == Some(port) {
+            return self.enter(slot, old, tag | own, now);
+        }
+        may_grow
+    }
+
+    /// A free slot for an address that is in none, what is in it, and the word to put there,
+    /// without a port.
+    fn place(&self, spot: &Spot, now: u32) -> Option<(u64, Slot<'_>, u64)> {
+        let free = |(word, seen): &Slot<'_>| {
+            let old = word.load(Relaxed);
+            self.current(old, seen, now).is_none().then_some(old)
+        };
+        let slots = |bucket: u32| {
+            let bucket = self.bucket(bucket);
+            bucket.words.iter().zip(&bucket.seen)
+        };
+        let used = |bucket| slots(bucket).filter(|slot| free(slot).is_none()).count();
+        let in_first = used(spot.first);
+        let (bucket, tag) = if in_first < SPARSE || in_first <= used(spot.second) {
+            (spot.first, spot.tag)
         } else {
-            second
+            (spot.second, spot.tag | SECOND)
         };
-        let place = bucket.words.iter().zip(&bucket.seen).find_map(|slot| {
-            let old = slot.0.load(Relaxed);
-            let free = old == 0 || !self.fresh(slot.1, now);
-            free.then_some((old, slot))
-        });
-        match place {
-            // A port at its limit may still use its own old entry again.
-            Some((old, slot)) if may_grow || port_of(old) == Some(port) => {
-                self.enter(slot, old, Some(tag | (u64::from(port) + 1)), now)
-            }
-            _ => Learned::NoRoom,
-        }
+        slots(bucket).find_map(|slot| Some((free(&slot)?, slot, tag)))
     }
 
     /// Whether a port may have one more address: as long as it has less than what is left. So a
     /// single port can have half of the capacity, two that flood a third each, and something is
     /// always left for others.
-    fn may_grow(&self, port: u16) -> bool {
+    fn may_grow(&self, port: u16) -> Learned {
         let left = CAPACITY.saturating_sub(self.total.load(Relaxed));
-        let count = self.counts.get(usize::from(port));
-        count.is_some_and(|count| count.load(Relaxed) < left)
+        let of = |all: &[AtomicU32]| all.get(usize::from(port)).map(|n| n.load(Relaxed));
+        match (of(&self.counts), of(&self.limits)) {
+            (Some(count), Some(limit)) if count >= limit => Learned::Limit,
+            (Some(count), _) if count < left => Learned::Yes,
+            _ => Learned::NoRoom,
+        }
     }
 
-    fn enter(&self, (word, seen): Slot<'_>, old: u64, new: Option<u64>, now: u32) -> Learned {
-        let Some(new) = new else {
-            return Learned::NoRoom;
-        };
+    fn enter(&self, (word, seen): Slot<'_>, old: u64, new: u64, now: u32) -> Learned {
         seen.store(now, Relaxed);
         match self.replace(word, old, new) {
             true => Learned::Yes,
@@ -249,7 +280,8 @@ impl Fdb {
     /// Replaces an entry's word, if it is still `old`, and keeps the counts right.
     fn replace(&self, word: &AtomicU64, old: u64, new: u64) -> bool {
         let won = word.compare_exchange(old, new, Relaxed, Relaxed).is_ok();
-        let count = |word| self.counts.get(usize::from(port_of(word)?));
+        let learned = |word: u64| (word & STATIC == 0).then(|| port_of(word))?;
+        let count = |word| self.counts.get(usize::from(learned(word)?));
         if won {
             if let Some(count) = count(new) {
                 count.fetch_add(1, Relaxed);
@@ -261,6 +293,34 @@ impl Fdb {
             }
         }
         won
+    }
+
+    /// Most addresses that `port` may have from now on.
+    pub fn set_limit(&self, port: u16, limit: Option<u32>) {
+        if let Some(place) = self.limits.get(usize::from(port)) {
+            place.store(limit.unwrap_or(u32::MAX), Relaxed);
+        }
+    }
+
+    /// Says that an address is at `port` for good. False if it is at another one for good, or its
+    /// place is full.
+    pub fn hold(&self, address: [u8; 6], vid: u16, port: u16) -> bool {
+        let spot = self.spot(number(address), vid);
+        // Workers may write the same entry meanwhile, each once a burst.
+        for _ in 0..1000 {
+            let found = self.entries(&spot).next();
+            let found = found.map(|(old, slot)| (old, slot, old & IDENTITY));
+            let Some((old, (word, _), tag)) = found.or_else(|| self.place(&spot, u32::MAX)) else {
+                return false;
+            };
+            if old & STATIC != 0 {
+                return port_of(old) == Some(port);
+            }
+            if self.replace(word, old, tag | STATIC | (u64::from(port) + 1)) {
+                return true;
+            }
+        }
+        false
     }
 
     fn clear(&self, buckets: &[Bucket], mut which: impl FnMut(&AtomicU32, u64) -> bool) {
@@ -280,16 +340,26 @@ impl Fdb {
         if self.swept.swap(now, Relaxed) != now {
             let len = BUCKETS / SWEEP as usize;
             let part = self.buckets.chunks(len).nth((now % SWEEP) as usize);
-            self.clear(part.unwrap_or(&[]), |seen, _| !self.fresh(seen, now));
+            self.clear(part.unwrap_or(&[]), |seen, word| {
+                self.current(word, seen, now).is_none()
+            });
         }
     }
 
     /// Forgets everything learned at `port`.
     pub fn flush(&self, port: u16) {
+        self.clear(&self.buckets[..], |_, word| {
+            port_of(word) == Some(port) && word & STATIC == 0
+        });
+    }
+
+    /// Forgets everything about `port`: it is gone.
+    pub fn remove(&self, port: u16) {
+        self.set_limit(port, None);
         self.clear(&self.buckets[..], |_, word| port_of(word) == Some(port));
     }
 
-    /// Number of addresses known at `port`.
+    /// Number of addresses learned at `port`.
     pub fn len(&self, port: u16) -> usize {
         let count = self.counts.get(usize::from(port));
         count.map_or(0, |count| count.load(Relaxed) as usize)

@@ -4,14 +4,13 @@ use std::thread;
 
 use super::*;
 
-fn mac(bytes: [u8; 6]) -> Mac {
-    let [a, b, c, d, e, f] = bytes;
-    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+fn bytes(n: u32) -> [u8; 6] {
+    let [a, b, c, d] = n.to_be_bytes();
+    [2, 0, a, b, c, d]
 }
 
 fn address(n: u32) -> Mac {
-    let [a, b, c, d] = n.to_be_bytes();
-    mac([2, 0, a, b, c, d])
+    number(bytes(n))
 }
 
 /// A table as people think of it.
@@ -165,6 +164,7 @@ fn threads_never_see_half_an_entry() {
     // common. A lookup finds a port that somebody said, for that address in that VLAN.
     const THREADS: u16 = 4;
     let fdb = Fdb::new(300);
+    assert!(fdb.hold(bytes(1000), 7, 255));
     let start = Barrier::new(usize::from(THREADS));
     thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -182,6 +182,8 @@ fn threads_never_see_half_an_entry() {
                         let found = fdb.find(n, 1 + thread, round);
                         assert!(found.is_none_or(|found| found == port), "{found:?}");
                         assert_eq!(fdb.find(n, 100, round), None);
+                        assert!(!fdb.note(1000, 7, port, round));
+                        assert_eq!(fdb.find(1000, 7, round), Some(255));
                     }
                     if round == 10 {
                         fdb.flush(thread);
@@ -198,8 +200,38 @@ fn threads_never_see_half_an_entry() {
 }
 
 #[test]
+fn held_addresses_do_not_count_and_find_room() {
+    let fdb = Fdb::new(300);
+    fdb.set_limit(1, Some(1));
+    for n in 0..1024 {
+        assert!(fdb.hold(bytes(n), 0, 1));
+    }
+    assert!(fdb.hold(bytes(5), 0, 1), "twice is once");
+    assert!(!fdb.hold(bytes(5), 0, 2));
+    assert!(fdb.hold(bytes(5), 1, 2), "another VLAN");
+    assert_eq!(fdb.len(1), 0);
+    assert!(fdb.note(5, 0, 1, 0) && fdb.note(2000, 0, 1, 0));
+    let learn = |n| fdb.learn(&fdb.spot(address(n), 0), 1, 0);
+    assert_eq!(learn(2001), Learned::Limit);
+    assert_eq!(fdb.learn(&fdb.spot(address(5), 0), 2, 0), Learned::Held);
+    // What was learned gives way.
+    assert!(fdb.note(3000, 0, 4, 0));
+    assert!(fdb.hold(bytes(3000), 0, 5));
+    assert_eq!((fdb.find(3000, 0, 0), fdb.len(4)), (Some(5), 0));
+    fdb.sweep_all(10_000);
+    for n in 0..1024 {
+        assert_eq!(fdb.find(n, 0, 10_000), Some(1));
+    }
+    fdb.flush(1);
+    assert_eq!(fdb.find(7, 0, 10_000), Some(1));
+    fdb.remove(1);
+    assert_eq!(fdb.find(7, 0, 10_000), None);
+    assert_eq!(learn(2001), Learned::Yes, "no limit any more");
+}
+
+#[test]
 fn group_addresses() {
-    assert!(is_group(mac([0xff; 6])));
-    assert!(is_group(mac([1, 0, 0x5e, 0, 0, 1])));
+    assert!(is_group(number([0xff; 6])));
+    assert!(is_group(number([1, 0, 0x5e, 0, 0, 1])));
     assert!(!is_group(address(1)));
 }

@@ -7,13 +7,21 @@
 
 mod device;
 mod fdb;
+mod out;
+mod police;
+mod remote;
+mod ruled;
+mod rules;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod vlan;
 
 pub use device::{NetConfig, feature};
 pub use fdb::Fdb;
+pub use rules::{PortRules, Rules};
 pub use switch::{Inbox, Place, Shared, Switch};
+pub use vlan::{VlanSet, Vlans};
 
 /// Most ports of a switch.
 pub const MAX_PORTS: usize = 256;

@@ -5,10 +5,16 @@ use vvu::memory::{Area, Mapping};
 
 use super::fdb::Fdb;
 use super::*;
+
 use crate::mempool::Mempool;
 use crate::port::{RxPort, Stats, TxPort};
 use crate::stats::{Drop, PortStats, WorkerStats};
 use crate::wake::Waker;
+
+#[path = "fair_tests.rs"]
+mod fair;
+#[path = "ruled_tests.rs"]
+mod ruled;
 
 /// Two workers' parts of one switch, driven by hand. Ports only count.
 struct Bench {
@@ -16,6 +22,7 @@ struct Bench {
     ports: Vec<Stats>,
     workers: Vec<Arc<WorkerStats>>,
     pool: Arc<Mempool>,
+    fdb: Arc<Fdb>,
 }
 
 fn mac(n: u8) -> [u8; 6] {
@@ -36,8 +43,9 @@ impl Bench {
     fn new(here: u16, there: u16) -> Self {
         let inboxes = (0..2).map(|_| Inbox::new(4, Waker::new().unwrap()));
         let pool = Mempool::new(6, 9300).unwrap();
+        let fdb = Arc::new(Fdb::new(300));
         let shared = Shared {
-            fdb: Arc::new(Fdb::new(300)),
+            fdb: Arc::clone(&fdb),
             inboxes: inboxes.collect(),
             pool: Some(Arc::clone(&pool)),
         };
@@ -48,6 +56,7 @@ impl Bench {
             ports: Vec::new(),
             workers,
             pool,
+            fdb,
         };
         for number in 0..here + there {
             let stats = PortStats::new(0, &[]);
@@ -62,10 +71,14 @@ impl Bench {
 
     /// Port `source` sends a frame; both workers poll. Which ports got it?
     fn send(&mut self, source: u16, to: [u8; 6], from: [u8; 6]) -> Vec<usize> {
+        self.send_frame(source, &frame(to, from, 60))
+    }
+
+    fn send_frame(&mut self, source: u16, frame: &Area) -> Vec<usize> {
         let before: Vec<_> = self.ports.iter().map(|p| p.tx_packets.get()).collect();
         let mut parts = self.parts.iter_mut();
         let owner = parts.position(|part| part.port(source).is_some()).unwrap();
-        self.parts[owner].inject(source, frame(to, from, 60).slice());
+        self.parts[owner].inject(source, frame.slice());
         for part in &mut self.parts {
             part.poll_inbox();
         }

@@ -48,11 +48,35 @@ impl Addresses {
     }
 }
 
+/// How a frame is changed on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Edit {
+    /// Not at all.
+    #[default]
+    Keep,
+    /// Source and destination address are exchanged.
+    Swap,
+    /// Its VLAN tag is taken off.
+    Untag,
+    /// It gets a VLAN tag with this identifier.
+    Tag(u16),
+    /// Its VLAN tag gets this identifier and keeps its priority.
+    Retag(u16),
+}
+
+/// EtherType of a VLAN tag (IEEE 802.1Q, 9.6).
+const VLAN: [u8; 2] = [0x81, 0];
+/// Where a VLAN tag is, between the addresses and the EtherType.
+const TAG: std::ops::Range<usize> = 12..16;
+
 /// A private copy of a frame's first bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Head {
-    bytes: [u8; HEAD],
+    /// With room for a VLAN tag.
+    bytes: [u8; HEAD + TAG.end - TAG.start],
     copied: u8,
+    /// Bytes of the frame where it came from that are not in its body.
+    taken: u8,
     /// Which chain or buffer of the source it is.
     item: u16,
     len: u32,
@@ -61,8 +85,9 @@ pub struct Head {
 
 impl Head {
     const EMPTY: Self = Self {
-        bytes: [0; HEAD],
+        bytes: [0; HEAD + TAG.end - TAG.start],
         copied: 0,
+        taken: 0,
         item: 0,
         len: 0,
         offload: Offload::NONE,
@@ -120,12 +145,53 @@ impl Head {
         }
     }
 
-    /// The same with source and destination address exchanged.
-    pub fn swapped(&self) -> Self {
-        let mut swapped = *self;
-        swapped.bytes[..6].copy_from_slice(&self.source());
-        swapped.bytes[6..12].copy_from_slice(&self.destination());
+    /// Both addresses, exchanged.
+    #[inline]
+    pub(crate) fn swapped_addresses(&self) -> [u8; 12] {
+        let mut swapped = [0; 12];
+        swapped[..6].copy_from_slice(&self.source());
+        swapped[6..].copy_from_slice(&self.destination());
         swapped
+    }
+
+    /// The same as it is delivered after `edit`. Tags are taken off frames that have one.
+    pub fn edited(&self, edit: Edit) -> Self {
+        let mut edited = *self;
+        let tag = |vid: u16, priority: u8| {
+            let [high, low] = vid.to_be_bytes();
+            [VLAN[0], VLAN[1], priority & 0xf0 | high & 0xf, low]
+        };
+        match edit {
+            Edit::Keep => {}
+            Edit::Swap => {
+                edited.bytes[..12].copy_from_slice(&self.swapped_addresses());
+            }
+            Edit::Untag => {
+                edited.bytes.copy_within(TAG.end.., TAG.start);
+                edited.resized(false);
+            }
+            Edit::Tag(vid) => {
+                let end = edited.bytes.len() - TAG.len();
+                edited.bytes.copy_within(TAG.start..end, TAG.end);
+                edited.bytes[TAG].copy_from_slice(&tag(vid, 0));
+                edited.resized(true);
+            }
+            Edit::Retag(vid) => edited.bytes[TAG].copy_from_slice(&tag(vid, self.bytes[14])),
+        }
+        edited
+    }
+
+    /// Everything after the addresses moved by a VLAN tag.
+    fn resized(&mut self, longer: bool) {
+        let tag = TAG.len() as u8;
+        if longer {
+            self.copied = self.copied.saturating_add(tag);
+            self.len = self.len.saturating_add(tag.into());
+        } else {
+            self.copied = self.copied.saturating_sub(tag);
+            self.len = self.len.saturating_sub(tag.into());
+        }
+        self.offload = self.offload.moved(longer, tag.into());
     }
 }
 
@@ -151,16 +217,38 @@ impl Heads {
         self.len = 0;
     }
 
-    /// Adds the head of a frame of `len` bytes, with what its `header` asks for. `fill` copies its
-    /// first bytes; false if they are not there. Refuses frames without a whole Ethernet header,
-    /// longer than any port takes, or with a header that makes no sense.
+    /// Adds the head of a frame in one piece, after `skip` other bytes, that asks for nothing: most
+    /// frames. False, and nothing done, if its length is not that of an ordinary frame.
     #[inline]
-    fn push(
+    pub(crate) fn push_plain(&mut self, item: u16, bytes: VolatileSlice<'_>, skip: usize) -> bool {
+        // Too large if it has no more than what is to be skipped.
+        let len = bytes.len().wrapping_sub(skip);
+        let Some(head) = self.heads.get_mut(self.len) else {
+            return false;
+        };
+        if !(ETHERNET..=MAX_FRAME).contains(&len) {
+            return false;
+        }
+        head.copied = copy::read_at(bytes, skip, &mut head.bytes[..HEAD]) as u8;
+        head.taken = head.copied;
+        head.item = item;
+        head.len = len as u32;
+        head.offload = Offload::NONE;
+        self.len += 1;
+        true
+    }
+
+    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others, with what
+    /// its `header` asks for. Refuses frames without a whole Ethernet header, longer than any port
+    /// takes, or with a header that makes no sense.
+    #[inline(never)]
+    pub(crate) fn push_pieces<'b>(
         &mut self,
         item: u16,
         len: usize,
+        pieces: impl Iterator<Item = VolatileSlice<'b>>,
+        skip: usize,
         header: &[u8; offload::HEADER],
-        fill: impl FnOnce(&mut [u8]) -> bool,
     ) -> Result<(), Drop> {
         let Some(head) = self.heads.get_mut(self.len) else {
             return Err(Drop::TooLong);
@@ -172,7 +260,15 @@ impl Heads {
             return Err(Drop::TooLong);
         }
         let copied = &mut head.bytes[..len.min(HEAD)];
-        if !fill(copied) {
+        let mut rest = &mut copied[..];
+        for piece in (Skip { pieces, skip }) {
+            let copied = copy::read(piece, rest);
+            rest = rest.get_mut(copied..).unwrap_or(&mut []);
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if !rest.is_empty() {
             return Err(Drop::Truncated);
         }
         head.offload = Offload::parse(header, copied, len).map_err(|_bad| Drop::BadOffload)?;
@@ -180,46 +276,11 @@ impl Heads {
             return Err(Drop::TooLong);
         }
         head.copied = copied.len() as u8;
+        head.taken = head.copied;
         head.item = item;
         head.len = len as u32;
         self.len += 1;
         Ok(())
-    }
-
-    /// Adds the head of the frame in `bytes`. See [`Heads::push_pieces`].
-    #[inline]
-    pub(crate) fn push_whole(
-        &mut self,
-        item: u16,
-        bytes: VolatileSlice<'_>,
-        header: &[u8; offload::HEADER],
-    ) -> Result<(), Drop> {
-        self.push(item, bytes.len(), header, |head| {
-            copy::read(bytes, head) == head.len()
-        })
-    }
-
-    /// Adds the head of a frame of `len` bytes that `pieces` holds, after `skip` others, with what
-    /// its `header` asks for. Refuses frames without a whole Ethernet header, longer than any port
-    /// takes, or with a header that makes no sense.
-    pub(crate) fn push_pieces<'b>(
-        &mut self,
-        item: u16,
-        len: usize,
-        pieces: impl Iterator<Item = VolatileSlice<'b>>,
-        skip: usize,
-        header: &[u8; offload::HEADER],
-    ) -> Result<(), Drop> {
-        self.push(item, len, header, |mut rest| {
-            for piece in (Skip { pieces, skip }) {
-                let copied = copy::read(piece, rest);
-                rest = rest.get_mut(copied..).unwrap_or(&mut []);
-                if rest.is_empty() {
-                    break;
-                }
-            }
-            rest.is_empty()
-        })
     }
 
     /// Repeats the only head until there are [`BURST`].
@@ -235,6 +296,17 @@ impl Heads {
     }
 }
 
+/// Which port of a worker a frame is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// The one of this number.
+    Port(u16),
+    /// The one of this number, whatever the rules: it watches another.
+    Monitor(u16),
+    /// All but the source.
+    All,
+}
+
 /// A frame on its way between workers.
 #[derive(Debug)]
 pub struct Parcel {
@@ -242,8 +314,12 @@ pub struct Parcel {
     pub mbuf: Mbuf,
     /// Number of the port it came from.
     pub source: u16,
-    /// Number of the port it goes to; `None` for all but the source.
-    pub destination: Option<u16>,
+    /// Where it goes.
+    pub to: To,
+    /// Its VLAN; 0 if it is in none.
+    pub vid: u16,
+    /// It may not go to isolated ports.
+    pub isolated: bool,
 }
 
 /// Where the bytes of a burst are.
@@ -268,12 +344,12 @@ pub(crate) struct Place {
 }
 
 /// A frame of a burst, as one destination shall get it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pick {
     /// Number of the frame in its burst.
     pub frame: u8,
-    /// With source and destination address exchanged.
-    pub swap: bool,
+    /// What is changed.
+    pub edit: Edit,
 }
 
 /// Up to [`BURST`] frames, borrowed from wherever they are for as long as the burst lasts.
@@ -300,7 +376,7 @@ impl<'b> Burst<'b> {
         for (item, parcel) in parcels.iter().enumerate() {
             if let Some(bytes) = parcel.mbuf.bytes() {
                 // Parcels that are no frames are left out.
-                let _ = heads.push_whole(item as u16, bytes, &PLAIN);
+                heads.push_plain(item as u16, bytes, 0);
             }
         }
         Self {
@@ -332,7 +408,7 @@ impl<'b> Burst<'b> {
     /// One frame.
     pub fn of_one(heads: &'b mut Heads, bytes: VolatileSlice<'b>) -> Self {
         heads.clear();
-        let _ = heads.push_whole(0, bytes, &PLAIN);
+        heads.push_plain(0, bytes, 0);
         Self::of_fixed(heads, bytes)
     }
 
@@ -373,7 +449,7 @@ impl<'b> Burst<'b> {
         };
         Body(Skip {
             pieces: Pieces { only, chain },
-            skip: skip + usize::from(head.copied),
+            skip: skip + usize::from(head.taken),
         })
     }
 
@@ -446,5 +522,73 @@ impl<'b, I: Iterator<Item = VolatileSlice<'b>>> Iterator for Skip<I> {
             self.skip = 0;
             return rest;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use vvu::memory::Mapping;
+
+    use super::*;
+
+    /// What is delivered of a frame with these bytes after `edit`.
+    fn edited(bytes: &[u8], edit: Edit) -> (Head, Vec<u8>) {
+        let mapping = Mapping::anonymous(bytes.len()).unwrap();
+        mapping.slice().copy_from(bytes);
+        let mut heads = Heads::default();
+        let burst = Burst::of_one(&mut heads, mapping.slice());
+        let head = burst.heads()[0].edited(edit);
+        let mut all = head.bytes().to_vec();
+        for piece in burst.body(&head) {
+            let mut part = vec![0; piece.len()];
+            piece.copy_to(&mut part);
+            all.extend(part);
+        }
+        assert_eq!(all.len(), head.frame_len());
+        (head, all)
+    }
+
+    #[test]
+    fn edits_change_what_they_say_and_nothing_else() {
+        // Shorter than a head, as long, and longer.
+        for len in [14, 18, 60, HEAD - 4, HEAD - 1, HEAD, HEAD + 1, 1514] {
+            let frame: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            let [to, from, rest] = [&frame[..6], &frame[6..12], &frame[12..]];
+            assert_eq!(edited(&frame, Edit::Keep).1, frame);
+            assert_eq!(edited(&frame, Edit::Swap).1, [from, to, rest].concat());
+            let (head, tagged) = edited(&frame, Edit::Tag(0xabc));
+            assert_eq!(
+                tagged,
+                [to, from, &[0x81, 0, 0xa, 0xbc], rest].concat(),
+                "{len}"
+            );
+            assert_eq!(head.edited(Edit::Untag).bytes(), {
+                let copied = len.min(HEAD);
+                &frame[..copied]
+            });
+            let priority = [to, from, &[0x81, 0, 0xe5, 1], rest].concat();
+            assert_eq!(edited(&priority, Edit::Untag).1, frame, "{len}");
+            let other = [to, from, &[0x81, 0, 0xe0, 9], rest].concat();
+            assert_eq!(edited(&priority, Edit::Retag(9)).1, other, "{len}");
+        }
+    }
+
+    #[test]
+    fn requests_move_with_what_they_are_about() {
+        let large = |start, headers| [1, 1, headers, 0, 200, 0, start, 0, 16, 0];
+        let mut frame = vec![0; 1000];
+        frame[12..18].copy_from_slice(&[0x81, 0, 0, 5, 8, 0]);
+        frame[18] = 0x45;
+        frame[27] = 6;
+        frame[38 + 12] = 0x50;
+        let asked = Offload::parse(&large(38, 58), &frame[..HEAD], frame.len()).unwrap();
+        assert_eq!(asked.moved(false, 4).emit(), large(34, 54));
+        assert_eq!(asked.moved(true, 4).emit(), large(42, 62));
+        assert_eq!(Offload::NONE.moved(true, 4), Offload::NONE);
+        // The sum begins inside the tag: nothing is left of it.
+        let odd = [1, 0, 0, 0, 0, 0, 16, 0, 2, 0];
+        let asked = Offload::parse(&odd, &frame[..HEAD], frame.len()).unwrap();
+        assert_eq!(asked.moved(false, 4), Offload::NONE);
     }
 }

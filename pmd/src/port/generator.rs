@@ -3,7 +3,7 @@
 use vvu::memory::{Area, Mapping, MemoryError};
 
 use super::Stats;
-use super::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME, PLAIN};
+use super::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME};
 
 /// Sends one frame again and again.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Generator {
     ) -> bool {
         let bytes = self.frame.slice();
         heads.clear();
-        let _ = heads.push_whole(0, bytes, &PLAIN);
+        heads.push_plain(0, bytes, 0);
         heads.repeat();
         // With nobody to receive there is no work: the worker may sleep.
         let met = each(&Burst::of_fixed(heads, bytes));

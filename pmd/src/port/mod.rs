@@ -19,7 +19,9 @@ pub mod uplink;
 mod vhost;
 mod writer;
 
-pub use burst::{Addresses, BURST, Body, Burst, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick};
+pub use burst::{
+    Addresses, BURST, Body, Burst, Edit, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick, To,
+};
 use capture::{FileTx, Pen, Replay};
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
@@ -59,8 +61,7 @@ pub enum RxPort {
 }
 
 impl RxPort {
-    /// Calls `each` with every burst there is now, at most one of each ring, and gives its frames
-    /// back. `each` returns whether the burst met anybody. Returns whether there was work.
+    /// Calls `each` with what there is now, at most [`BURST`] frames in all, and gives them back. `each` returns whether the burst met anybody. Returns whether there was work.
     #[inline]
     pub fn rx_burst(&mut self, heads: &mut Heads, each: impl FnMut(&Burst<'_>) -> bool) -> bool {
         match self {

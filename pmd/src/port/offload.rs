@@ -20,6 +20,9 @@ pub const MAX_LARGE: usize = 65535 + 14 + 8;
 /// or IPv4 with options, TCP with options.
 pub const MAX_HEADERS: usize = 512;
 
+/// Flags and GSO type of a header that asks for nothing.
+pub const NOTHING: [u8; 2] = [0, 0];
+
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
 const NEEDS_CSUM: u8 = 1;
 /// VIRTIO_NET_HDR_GSO_TCPV4.
@@ -197,6 +200,26 @@ impl Offload {
     #[inline]
     pub fn is_large(&self) -> bool {
         self.gso_type != 0
+    }
+
+    /// The same for a frame whose Ethernet header became longer, or shorter, by `by` bytes.
+    pub fn moved(mut self, longer: bool, by: u16) -> Self {
+        if !self.needs_csum {
+            return self;
+        }
+        let moved = |at: u16| match longer {
+            true => at.checked_add(by),
+            false => at.checked_sub(by).filter(|&at| usize::from(at) >= ETHERNET),
+        };
+        let Some(csum_start) = moved(self.csum_start) else {
+            // What was asked for is about the part that is gone.
+            return Self::NONE;
+        };
+        self.csum_start = csum_start;
+        if self.is_large() {
+            self.headers = moved(self.headers).unwrap_or(self.headers);
+        }
+        self
     }
 
     /// The header that asks for this.

@@ -7,7 +7,7 @@
 
 use vvu::memory::{VolatileSlice, copy};
 
-use super::burst::{BURST, Burst, Head, Heads, PLAIN, Pick};
+use super::burst::{BURST, Burst, Edit, Heads, PLAIN, Pick};
 use super::offload::{self, Offload};
 use super::rings::{RingKind, Rings};
 use super::scratch::Scratch;
@@ -25,6 +25,8 @@ const HEADER: usize = 12;
 pub struct VhostRx {
     /// Its transmit queues (odd indices).
     pub rings: Rings,
+    /// Place of the ring to begin with.
+    first: usize,
 }
 
 /// Frames dropped while a burst was taken in.
@@ -36,6 +38,11 @@ struct Refused {
 }
 
 impl VhostRx {
+    /// What comes by these rings.
+    pub fn new(rings: Rings) -> Self {
+        Self { rings, first: 0 }
+    }
+
     pub(super) fn rx_burst(
         &mut self,
         heads: &mut Heads,
@@ -44,22 +51,40 @@ impl VhostRx {
         let Rings {
             all, stats, name, ..
         } = &mut self.rings;
-        let mut worked = false;
+        // However many rings a port has, it gets no more than others in a round. The next one
+        // goes on with the ring after the last that was served.
+        let mut left = BURST;
         let mut broke = false;
-        for vhost in all.iter_mut().filter(|vhost| !vhost.broken) {
+        let first = if self.first < all.len() {
+            self.first
+        } else {
+            0
+        };
+        let (before, after) = all.split_at_mut(first);
+        let rings = after.iter_mut().chain(before).enumerate();
+        for (step, vhost) in rings.filter(|(_, vhost)| !vhost.broken) {
             let (kind, enabled) = (vhost.kind, vhost.enabled);
             let received = with!(vhost.ring.of_format(), ring => {
-                let received = receive(ring, kind, enabled, heads, stats, &mut each);
-                release(ring, &mut vhost.lull, received);
+                let received = receive(ring, left, kind, enabled, heads, stats, &mut each);
+                release(ring, &mut vhost.lull, received > 0);
                 received
             });
-            worked |= received;
+            left = left.saturating_sub(received);
             broke |= !vhost.check(name, stats);
+            if left == 0 {
+                let next = first + step + 1;
+                self.first = if next < all.len() {
+                    next
+                } else {
+                    next - all.len()
+                };
+                break;
+            }
         }
         if broke {
             self.rings.refresh();
         }
-        worked
+        left < BURST
     }
 
     pub(super) fn enable_kicks(&mut self) -> Quiet {
@@ -84,20 +109,21 @@ impl VhostRx {
     }
 }
 
-/// Takes what a guest has sent, shows it to `each`, and gives it back. Returns whether there was
-/// something.
+/// Takes up to `most` frames that a guest has sent, shows them to `each`, and gives them back.
+/// Returns how many there were.
 #[inline]
 fn receive<F: Format>(
     ring: &mut RingOf<F>,
+    most: usize,
     kind: RingKind,
     enabled: bool,
     heads: &mut Heads,
     stats: &Stats,
     each: &mut impl FnMut(&Burst<'_>) -> bool,
-) -> bool {
-    let taken = ring.take_burst(BURST);
+) -> usize {
+    let taken = ring.take_burst(most);
     if taken == 0 {
-        return false;
+        return 0;
     }
     if enabled {
         let refused = read_heads(ring.taken(), kind, heads);
@@ -114,7 +140,7 @@ fn receive<F: Format>(
         stats.dropped(Drop::Disabled, taken as u64);
     }
     ring.give_back_read();
-    true
+    taken
 }
 
 /// Rounds without a new frame after which a guest hears that its frames were sent.
@@ -141,12 +167,14 @@ fn release<F: Format>(ring: &mut RingOf<F>, lull: &mut u8, worked: bool) {
 fn read_heads(taken: &Taken, kind: RingKind, heads: &mut Heads) -> Refused {
     let mut refused = Refused::default();
     heads.clear();
-    for (item, chain) in taken.chains().iter().enumerate() {
-        let read = match taken.readable_whole(chain) {
-            Some(bytes) if bytes.len() > kind.header => read_whole(item as u16, bytes, kind, heads),
-            _ => read_pieces(item as u16, taken, chain, kind, heads),
-        };
-        match read {
+    for (item, chain) in (0u16..).zip(taken.chains()) {
+        let whole = taken.readable_whole(chain);
+        if whole.is_some_and(|bytes| {
+            is_plain(bytes, kind) && heads.push_plain(item, bytes, kind.header)
+        }) {
+            continue;
+        }
+        match read_pieces(item, taken, chain, kind, heads) {
             Ok(()) => {}
             Err(Drop::TooLong) => refused.too_long += 1,
             Err(Drop::BadOffload) => refused.bad_offload += 1,
@@ -156,20 +184,10 @@ fn read_heads(taken: &Taken, kind: RingKind, heads: &mut Heads) -> Refused {
     refused
 }
 
-/// A frame in one piece with its header: what most drivers make of a short one.
+/// Whether a frame's header asks for nothing.
 #[inline]
-fn read_whole(
-    item: u16,
-    bytes: VolatileSlice<'_>,
-    kind: RingKind,
-    heads: &mut Heads,
-) -> Result<(), Drop> {
-    let mut header = PLAIN;
-    if kind.offloads {
-        copy::read(bytes, &mut header);
-    }
-    let frame = bytes.offset(kind.header).map_err(|_| Drop::Truncated)?;
-    heads.push_whole(item, frame, &header)
+fn is_plain(bytes: VolatileSlice<'_>, kind: RingKind) -> bool {
+    !kind.offloads || copy::read_array(bytes) == Some(offload::NOTHING)
 }
 
 #[inline(never)]
@@ -316,90 +334,82 @@ fn send<F: Format>(
     sent: &mut Sent,
 ) {
     ring.take_burst(picks.len());
-    for pick in picks {
-        let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
-            continue;
+    let mut next = 0;
+    loop {
+        // Most frames fill one buffer each.
+        ring.fill_each(|room| {
+            let filled = fill(room, kind, burst, picks.get(next)?)?;
+            next += 1;
+            sent.packets += 1;
+            sent.bytes += filled as u64 - kind.header as u64;
+            Some(filled)
+        });
+        let Some(pick) = picks.get(next) else {
+            break;
         };
-        let swapped;
-        if pick.swap {
-            swapped = head.swapped();
-            head = &swapped;
-        }
-        if kind.accepts.takes(head.offload()) {
-            put(ring, kind, burst, head, sent);
-        } else {
-            let fits = scratch.finish(burst, head, |frame| {
-                let body = std::iter::once(frame);
-                put_slowly(ring, kind, &Offload::NONE, &[], body, frame.len(), sent);
-            });
-            sent.small += u64::from(!fits);
-        }
+        next += 1;
+        send_slowly(ring, kind, burst, pick, scratch, sent);
     }
     ring.finish();
 }
 
-/// Puts one frame, as its sender made it, into the next chains.
+/// Puts a frame into `room`, if it fits as it is; returns the length with its header.
 #[inline]
-fn put<F: Format>(
+fn fill(room: VolatileSlice<'_>, kind: RingKind, burst: &Burst<'_>, pick: &Pick) -> Option<u32> {
+    let head = burst.heads().get(usize::from(pick.frame))?;
+    let all = kind.header + head.frame_len();
+    let swap = pick.edit == Edit::Swap;
+    let simple = swap || pick.edit == Edit::Keep;
+    if all > room.len() || !simple || !kind.accepts.takes(head.offload()) {
+        return None;
+    }
+    // Where the header is shorter, the frame begins inside it.
+    copy::write_array(header(head.offload(), 1), room);
+    let mut at = kind.header + copy::write_at(head.bytes(), room, kind.header);
+    if swap {
+        copy::write_at(&head.swapped_addresses(), room, kind.header);
+    }
+    if at < all {
+        burst
+            .body(head)
+            .for_each(|piece| at += copy::across_at(piece, room, at));
+    }
+    Some(all as u32)
+}
+
+/// Sends a frame that has to be changed, or that goes into several buffers, or nowhere.
+#[inline(never)]
+fn send_slowly<F: Format>(
     ring: &mut RingOf<F>,
     kind: RingKind,
     burst: &Burst<'_>,
-    head: &Head,
+    pick: &Pick,
+    scratch: &mut Scratch,
     sent: &mut Sent,
 ) {
-    let len = head.frame_len();
-    let all = kind.header + len;
-    let Some(room) = whole(ring, all) else {
-        let (offload, first) = (head.offload(), head.bytes());
-        return put_slowly(ring, kind, offload, first, burst.body(head), len, sent);
+    let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+        return;
     };
-    let mut room = Room(room);
-    room.put(&header(head.offload(), 1)[..kind.header]);
-    room.put(head.bytes());
-    if len > head.bytes().len() {
-        burst.body(head).for_each(|piece| room.copy(piece));
+    let edited;
+    if pick.edit != Edit::Keep {
+        edited = head.edited(pick.edit);
+        head = &edited;
     }
-    ring.give_back(all as u32);
-    sent.packets += 1;
-    sent.bytes += len as u64;
-}
-
-/// The next chain, if it holds `len` bytes in one piece.
-#[inline]
-fn whole<F: Format>(ring: &RingOf<F>, len: usize) -> Option<VolatileSlice<'_>> {
-    let chain = ring.chains().first()?;
-    let bytes = ring.taken().writable_whole(chain)?;
-    (bytes.len() >= len).then_some(bytes)
-}
-
-/// What is left of a piece that is being filled.
-struct Room<'r>(VolatileSlice<'r>);
-
-impl Room<'_> {
-    #[inline]
-    fn put(&mut self, bytes: &[u8]) {
-        let done = copy::write(bytes, self.0);
-        self.skip(done);
-    }
-
-    #[inline]
-    fn copy(&mut self, from: VolatileSlice<'_>) {
-        let done = copy::across(from, self.0);
-        self.skip(done);
-    }
-
-    #[inline]
-    fn skip(&mut self, done: usize) {
-        if let Ok(rest) = self.0.offset(done) {
-            self.0 = rest;
-        }
+    if kind.accepts.takes(head.offload()) {
+        let (offload, first, len) = (head.offload(), head.bytes(), head.frame_len());
+        put(ring, kind, offload, first, burst.body(head), len, sent);
+    } else {
+        let fits = scratch.finish(burst, head, |frame| {
+            let body = std::iter::once(frame);
+            put(ring, kind, &Offload::NONE, &[], body, frame.len(), sent);
+        });
+        sent.small += u64::from(!fits);
     }
 }
 
 /// Puts one frame of `len` bytes, `first` and then `body`, into the next chains, of whatever
 /// sizes and pieces.
-#[inline(never)]
-fn put_slowly<'b, F: Format>(
+fn put<'b, F: Format>(
     ring: &mut RingOf<F>,
     kind: RingKind,
     offload: &Offload,
@@ -436,7 +446,9 @@ fn put_slowly<'b, F: Format>(
 #[inline]
 fn header(offload: &Offload, chains: usize) -> [u8; HEADER] {
     let mut header = [0; HEADER];
-    header[..offload::HEADER].copy_from_slice(&offload.emit());
+    if !offload.is_none() {
+        header[..offload::HEADER].copy_from_slice(&offload.emit());
+    }
     header[offload::HEADER..].copy_from_slice(&(chains as u16).to_le_bytes());
     header
 }

@@ -11,7 +11,7 @@ use vvu::memory::{MemTable, VolatileSlice};
 
 use super::RingError;
 use super::access::DESC;
-use super::pieces::{Pieces, Segments};
+use super::pieces::{MAX_PIECES, Pieces, Segments};
 
 /// Most descriptors, and most pieces of memory, of one chain. Linux drivers stay far below; it is
 /// the number that other back-ends and the kernel's iovec use.
@@ -20,7 +20,7 @@ pub const MAX_CHAIN: usize = 1024;
 /// Descriptors read and segments kept for one burst: a chain is only begun while a longest one
 /// would still fit. So what a driver can make of us per burst is bounded, whatever its chains
 /// look like.
-const MAX_SEGMENTS: usize = 2 * MAX_CHAIN;
+const MAX_WALKED: usize = MAX_PIECES;
 /// Chains kept for one burst.
 const MAX_CHAINS: usize = 1024;
 
@@ -79,6 +79,16 @@ pub struct Chain {
 }
 
 impl Chain {
+    const NONE: Self = Self {
+        id: 0,
+        slots: 0,
+        readable: 0,
+        writable: 0,
+        first: 0,
+        read_len: 0,
+        write_len: 0,
+    };
+
     /// Index of the first descriptor (split) or id of the buffer (packed).
     pub fn id(&self) -> u16 {
         self.id
@@ -105,20 +115,23 @@ impl Chain {
 /// The chains of a burst and their pieces. Never grows: allocated once.
 #[derive(Debug)]
 pub struct Taken {
-    chains: Vec<Chain>,
+    list: Box<[Chain; MAX_CHAINS]>,
+    /// How many of the list are there.
+    len: usize,
     /// How many of them were given back.
     used: usize,
     pieces: Pieces,
-    /// Descriptors read for them.
+    /// Descriptors read for those that have more than one.
     walked: usize,
 }
 
 impl Taken {
     pub(super) fn new(memory: Arc<MemTable>) -> Self {
         Self {
-            chains: Vec::with_capacity(MAX_CHAINS),
+            list: Box::new([Chain::NONE; MAX_CHAINS]),
+            len: 0,
             used: 0,
-            pieces: Pieces::new(memory, MAX_SEGMENTS),
+            pieces: Pieces::new(memory),
             walked: 0,
         }
     }
@@ -126,15 +139,24 @@ impl Taken {
     /// Chains not yet given back, oldest first.
     #[inline]
     pub fn chains(&self) -> &[Chain] {
-        self.chains.get(self.used..).unwrap_or(&[])
+        self.list.get(self.used..self.len).unwrap_or(&[])
     }
 
     /// The next chain to be given back counts as given back.
     #[inline]
     pub(super) fn pop(&mut self) -> Option<Chain> {
-        let chain = *self.chains.get(self.used)?;
+        if self.used == self.len {
+            return None;
+        }
+        let chain = *self.list.get(self.used)?;
         self.used += 1;
         Some(chain)
+    }
+
+    /// The next `chains` count as given back.
+    #[inline]
+    pub(super) fn skip(&mut self, chains: usize) {
+        self.used += chains;
     }
 
     /// How many were given back.
@@ -146,7 +168,7 @@ impl Taken {
     /// Forgets all chains.
     #[inline]
     pub(super) fn clear(&mut self) {
-        self.chains.clear();
+        self.len = 0;
         self.used = 0;
         self.walked = 0;
         self.pieces.truncate(0);
@@ -194,7 +216,7 @@ impl Taken {
     /// How many more chains may be begun.
     #[inline]
     pub(super) fn room(&self) -> usize {
-        MAX_CHAINS - self.chains.len()
+        MAX_CHAINS - self.len
     }
 
     /// Adds a chain of one descriptor of the ring itself whose bytes are where the last ones were.
@@ -202,17 +224,21 @@ impl Taken {
     #[inline]
     pub(super) fn add_simple(&mut self, id: u16, desc: Desc) -> bool {
         let first = self.pieces.len();
-        if desc.flags & (NEXT | INDIRECT) != 0 || !self.pieces.add_near(desc.addr, desc.len) {
+        let Some(place) = self.list.get_mut(self.len) else {
+            return false;
+        };
+        let writable = desc.flags & WRITE != 0;
+        if desc.flags & (NEXT | INDIRECT) != 0
+            || !self.pieces.add_near(desc.addr, desc.len, writable)
+        {
             return false;
         }
-        self.walked += 1;
-        let writable = desc.flags & WRITE != 0;
         let (read_len, write_len) = if writable {
             (0, desc.len)
         } else {
             (desc.len, 0)
         };
-        self.chains.push(Chain {
+        *place = Chain {
             id,
             slots: 1,
             readable: u16::from(!writable),
@@ -220,26 +246,23 @@ impl Taken {
             first: first as u32,
             read_len,
             write_len,
-        });
+        };
+        self.len += 1;
         true
     }
 
     /// Begins a chain, if the longest one possible still fits.
     pub(super) fn begin(&mut self, head: u16) -> Option<Walk<'_>> {
-        let most = self.pieces.len().max(self.walked);
-        if self.room() == 0 || most > MAX_SEGMENTS - MAX_CHAIN {
+        let most = self.pieces.len().max(self.len + self.walked);
+        if self.room() == 0 || most > MAX_WALKED - MAX_CHAIN {
             return None;
         }
         let first = self.pieces.len();
         Some(Walk {
             chain: Chain {
                 id: head,
-                slots: 0,
-                readable: 0,
-                writable: 0,
                 first: first as u32,
-                read_len: 0,
-                write_len: 0,
+                ..Chain::NONE
             },
             taken: self,
             walked: 0,
@@ -288,7 +311,7 @@ impl Walk<'_> {
             if pieces.len() - self.chain.first as usize >= MAX_CHAIN {
                 return Err(too_long);
             }
-            if pieces.add_near(addr, left as u32) {
+            if pieces.add_near(addr, left as u32, writable) {
                 *count += 1;
                 return Ok(());
             }
@@ -342,10 +365,15 @@ impl Walk<'_> {
     pub(super) fn end(mut self, id: u16, slots: usize) {
         self.chain.id = id;
         self.chain.slots = slots as u16;
-        self.taken.walked += self.walked;
-        self.taken.chains.push(self.chain);
-        // There is nothing to take back now.
-        self.chain.first = self.taken.pieces.len() as u32;
+        let taken = &mut *self.taken;
+        taken.walked += self.walked;
+        // There is a place: `begin` saw to it.
+        if let Some(place) = taken.list.get_mut(taken.len) {
+            *place = self.chain;
+            taken.len += 1;
+            // There is nothing to take back now.
+            self.chain.first = taken.pieces.len() as u32;
+        }
     }
 }
 

@@ -9,11 +9,21 @@ use std::sync::Arc;
 
 use vvu::memory::{MemTable, VolatileSlice, copy};
 
+/// Most pieces of the chains of one burst.
+pub(super) const MAX_PIECES: usize = 2048;
+
 /// A piece of a front-end's memory with its lifetime erased.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
     start: NonNull<u8>,
     len: usize,
+}
+
+impl Piece {
+    const NONE: Self = Self {
+        start: NonNull::dangling(),
+        len: 0,
+    };
 }
 
 /// The region that an address was found in last: nearly always the next one's, too.
@@ -35,13 +45,15 @@ impl Recent {
 
 /// A front-end's memory, and the pieces of it that the chains of a burst name.
 ///
-/// Every piece was cut from `memory`, which leaves only through [`Pieces::replace`], and that
+/// Each of the first `len` pieces was cut from `memory`, which leaves only through [`Pieces::replace`], and that
 /// forgets the pieces and the recent region first: so both always point to mapped bytes.
 #[derive(Debug)]
 pub(super) struct Pieces {
     memory: Arc<MemTable>,
     recent: Recent,
-    list: Vec<Piece>,
+    list: Box<[Piece; MAX_PIECES]>,
+    /// How many of the list are there.
+    len: usize,
 }
 
 // SAFETY: the pointers are addresses. Only `Segments` turns them into an access, on behalf of the
@@ -49,33 +61,37 @@ pub(super) struct Pieces {
 unsafe impl Send for Pieces {}
 
 impl Pieces {
-    /// Room for `capacity` pieces of `memory`. It never grows.
-    pub(super) fn new(memory: Arc<MemTable>, capacity: usize) -> Self {
+    /// No pieces of `memory`.
+    pub(super) fn new(memory: Arc<MemTable>) -> Self {
         Self {
             memory,
             recent: Recent::NONE,
-            list: Vec::with_capacity(capacity),
+            list: Box::new([Piece::NONE; MAX_PIECES]),
+            len: 0,
         }
     }
 
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.list.len()
+        self.len
     }
 
     #[inline]
     pub(super) fn truncate(&mut self, len: usize) {
-        self.list.truncate(len);
+        self.len = self.len.min(len);
     }
 
     /// Adds the `len` bytes at guest address `addr`, if they are where bytes were found last, and
     /// says so. Tells the processor that they will be wanted.
     #[inline]
-    pub(super) fn add_near(&mut self, addr: u64, len: u32) -> bool {
+    pub(super) fn add_near(&mut self, addr: u64, len: u32, writable: bool) -> bool {
         let len = u64::from(len);
         let offset = addr.wrapping_sub(self.recent.guest_addr);
         let inside = offset < self.recent.len && len <= self.recent.len - offset;
-        if !inside || len == 0 || self.list.len() == self.list.capacity() {
+        let Some(place) = self.list.get_mut(self.len) else {
+            return false;
+        };
+        if !inside || len == 0 {
             return false;
         }
         // SAFETY: offset < recent.len, the number of bytes mapped at recent.start.
@@ -84,17 +100,20 @@ impl Pieces {
             start,
             len: len as usize,
         };
-        self.list.push(piece);
-        copy::prefetch(self.slice(&piece));
+        *place = piece;
+        self.len += 1;
+        if writable {
+            copy::prefetch_write(self.slice(&piece));
+        } else {
+            copy::prefetch(self.slice(&piece));
+        }
         true
     }
 
     /// Adds as many of the `len` bytes at guest address `addr` as are in one region, and returns
     /// how many that were. `None` if nothing is mapped there or the list is full.
     pub(super) fn add(&mut self, addr: u64, len: usize) -> Option<usize> {
-        if self.list.len() == self.list.capacity() {
-            return None;
-        }
+        let place = self.list.get_mut(self.len)?;
         let region = self.memory.region(addr)?;
         let start = NonNull::new(region.bytes.slice().ptr_guard_mut().as_ptr())?;
         self.recent = Recent {
@@ -106,7 +125,8 @@ impl Pieces {
         let len = len.min(region.bytes.len() - offset);
         // SAFETY: the region holds `addr`, so offset is less than its length.
         let start = unsafe { start.add(offset) };
-        self.list.push(Piece { start, len });
+        *place = Piece { start, len };
+        self.len += 1;
         Some(len)
     }
 
@@ -127,27 +147,32 @@ impl Pieces {
     pub(super) fn get(&self, range: std::ops::Range<usize>) -> Segments<'_> {
         Segments {
             pieces: self,
-            rest: self.list.get(range).unwrap_or(&[]).iter(),
+            rest: self.all().get(range).unwrap_or(&[]).iter(),
         }
     }
 
     /// Piece `index`.
     #[inline]
     pub(super) fn one(&self, index: usize) -> Option<VolatileSlice<'_>> {
-        Some(self.slice(self.list.get(index)?))
+        Some(self.slice(self.all().get(index)?))
+    }
+
+    #[inline]
+    fn all(&self) -> &[Piece] {
+        self.list.get(..self.len).unwrap_or(&[])
     }
 
     #[inline]
     fn slice(&self, piece: &Piece) -> VolatileSlice<'_> {
-        // SAFETY: `piece` is of our list, so its bytes were cut from a mapping that `memory`
-        // keeps, and neither `replace` nor a drop can happen while we are borrowed; everybody
+        // SAFETY: `piece` is one of the first `len` of our list (every caller has it from `all` or
+        // has just put it there), so its bytes were cut from a mapping that `memory` keeps, and neither `replace` nor a drop can happen while we are borrowed; everybody
         // reaches those bytes through VolatileSlice.
         unsafe { VolatileSlice::new(piece.start.as_ptr(), piece.len) }
     }
 
     /// Another memory; the pieces are forgotten. Returns the old memory.
     pub(super) fn replace(&mut self, memory: Arc<MemTable>) -> Arc<MemTable> {
-        self.list.clear();
+        self.len = 0;
         self.recent = Recent::NONE;
         std::mem::replace(&mut self.memory, memory)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vvu::memory::MemTable;
+use vvu::memory::{MemTable, VolatileSlice};
 use vvu::notify::Call;
 
 use super::RingError;
@@ -62,6 +62,22 @@ impl<F: Format> RingOf<F> {
         if let Some(chain) = self.taken.pop() {
             self.format.give_back(&chain, len);
         }
+    }
+
+    /// Shows `fill` the next chains, as long as each is one piece of memory, and gives back those of
+    /// which it says how much it has written.
+    #[inline]
+    pub(crate) fn fill_each(&mut self, mut fill: impl FnMut(VolatileSlice<'_>) -> Option<u32>) {
+        let mut filled = 0;
+        for chain in self.taken.chains() {
+            let bytes = self.taken.writable_whole(chain);
+            let Some(len) = bytes.and_then(&mut fill) else {
+                break;
+            };
+            self.format.give_back(chain, len);
+            filled += 1;
+        }
+        self.taken.skip(filled);
     }
 
     /// Gives back all chains, nothing of them written, and ends the burst without telling the

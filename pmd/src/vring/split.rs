@@ -48,12 +48,23 @@ impl Split {
         Ok(pending)
     }
 
+    #[inline]
     fn desc(&self, index: u16) -> Result<Desc, RingError> {
         let size = self.mem.size();
         let halves = self.mem.desc(index);
         halves
             .map(Desc::split)
             .ok_or(RingError::OutOfRange { index, size })
+    }
+
+    /// Takes the chain at `head`. False if there is no room for one as long as it may be.
+    #[inline]
+    fn take_one(&self, head: u16, taken: &mut Taken) -> Result<bool, RingError> {
+        let desc = self.desc(head)?;
+        if taken.add_simple(head, desc) {
+            return Ok(true);
+        }
+        self.walk(head, taken)
     }
 
     /// Walks a chain of any form. False if there is no room for one as long as it may be.
@@ -139,17 +150,21 @@ impl Format for Split {
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
         let pending = self.pending().map_err(|error| (0, error))?;
         let wanted = usize::from(pending).min(max).min(taken.room());
-        for done in 0..wanted {
-            let head = self.mem.avail_head(self.next_avail);
-            let desc = self.desc(head).map_err(|error| (done, error))?;
-            if !taken.add_simple(head, desc)
-                && !self.walk(head, taken).map_err(|error| (done, error))?
-            {
-                return Ok(done);
+        let begin = self.next_avail;
+        let mut done = 0;
+        let ended = loop {
+            if done == wanted {
+                break Ok(());
             }
-            self.next_avail = self.next_avail.wrapping_add(1);
-        }
-        Ok(wanted)
+            let head = self.mem.avail_head(begin.wrapping_add(done as u16));
+            match self.take_one(head, taken) {
+                Ok(true) => done += 1,
+                Ok(false) => break Ok(()),
+                Err(error) => break Err((done, error)),
+            }
+        };
+        self.next_avail = begin.wrapping_add(done as u16);
+        ended.map(|()| done)
     }
 
     #[inline]

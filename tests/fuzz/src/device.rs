@@ -40,7 +40,7 @@ impl Card {
         let mut switch = Switch::new(0, shared, Arc::default())?;
         let stats = PortStats::new(2 * usize::from(pairs), &RingError::REASONS);
         let rings = || Rings::new("fuzzed".into(), Arc::clone(&stats));
-        let rx = RxPort::Vhost(VhostRx { rings: rings() });
+        let rx = RxPort::Vhost(VhostRx::new(rings()));
         let tx = TxPort::Vhost(VhostTx { rings: rings() });
         switch.add(CARD, rx, tx, Arc::clone(&stats));
         switch.place(ECHO, Place::Echo { swap: true });

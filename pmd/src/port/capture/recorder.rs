@@ -17,7 +17,7 @@ use vvu::memory::{Mapping, VolatileSlice, copy};
 use super::CaptureError;
 use super::blocks::{self, BACK, Direction, FRONT};
 use crate::port::Stats;
-use crate::port::burst::{Burst, Head, Pick};
+use crate::port::burst::{Burst, Edit, Head, Pick};
 use crate::stats::Counter;
 
 /// Bytes of the buffer, a power of two: several milliseconds of ten gigabits a second.
@@ -96,9 +96,9 @@ impl Pen {
             let Some(head) = burst.heads().get(usize::from(pick.frame)) else {
                 continue;
             };
-            let noted = match pick.swap {
-                false => self.note(now, Direction::Out, head, burst.body(head)),
-                true => self.note(now, Direction::Out, &head.swapped(), burst.body(head)),
+            let noted = match pick.edit {
+                Edit::Keep => self.note(now, Direction::Out, head, burst.body(head)),
+                edit => self.note(now, Direction::Out, &head.edited(edit), burst.body(head)),
             };
             stats.uncaptured.add(u64::from(!noted));
         }

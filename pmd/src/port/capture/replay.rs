@@ -10,7 +10,7 @@ use super::CaptureError;
 use super::blocks::Direction;
 use super::recorder::{Pen, now};
 use crate::port::Stats;
-use crate::port::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME, PLAIN, Pick, Place};
+use crate::port::burst::{BURST, Burst, ETHERNET, Edit, Heads, MAX_FRAME, PLAIN, Pick, Place};
 use crate::port::scratch::Scratch;
 use crate::stats::Drop;
 use crate::wake::Quiet;
@@ -88,7 +88,7 @@ impl Replay {
         for (item, place) in (0u16..).zip(places) {
             if let Ok(bytes) = memory.subslice(place.offset, place.len) {
                 // Frames of other lengths were left out.
-                let _ = heads.push_whole(item, bytes, &PLAIN);
+                heads.push_plain(item, bytes, 0);
             }
         }
         let burst = Burst::of_places(heads, memory, places);
@@ -245,10 +245,10 @@ impl FileTx {
             let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
                 continue;
             };
-            let swapped;
-            if pick.swap {
-                swapped = head.swapped();
-                head = &swapped;
+            let edited;
+            if pick.edit != Edit::Keep {
+                edited = head.edited(pick.edit);
+                head = &edited;
             }
             if head.offload().is_none() {
                 let (len, body) = (head.frame_len(), burst.body(head));

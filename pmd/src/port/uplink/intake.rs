@@ -3,8 +3,7 @@
 use vvu::memory::VolatileSlice;
 
 use crate::port::Stats;
-use crate::port::burst::{BURST, Burst, Heads, Place};
-use crate::stats::Drop;
+use crate::port::burst::{BURST, Burst, Heads, PLAIN, Place};
 
 /// The frames found in one round.
 #[derive(Debug)]
@@ -52,9 +51,14 @@ impl Intake {
         let places = self.places.get(..self.len).unwrap_or(&[]);
         heads.clear();
         for (item, place) in (0u16..).zip(places) {
-            let bytes = memory.subslice(place.offset, place.len);
-            let pushed = bytes.map_err(|_| Drop::Truncated);
-            let pushed = pushed.and_then(|bytes| heads.push_whole(item, bytes, &place.header));
+            let bytes = memory.subslice(place.offset, place.len).ok();
+            // A short way for frames that ask for nothing, and one that says what is wrong.
+            if place.header == PLAIN && bytes.is_some_and(|bytes| heads.push_plain(item, bytes, 0))
+            {
+                continue;
+            }
+            let (bytes, header) = (bytes.into_iter(), &place.header);
+            let pushed = heads.push_pieces(item, place.len, bytes, 0, header);
             if let Err(reason) = pushed {
                 stats.dropped(reason, 1);
             }

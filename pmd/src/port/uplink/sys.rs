@@ -14,6 +14,7 @@ use libc::{iovec, mmsghdr};
 use vvu::memory::VolatileSlice;
 
 use crate::port::burst::BURST;
+use crate::port::offload::HEADER;
 
 /// What the kernel says by returning -1.
 fn check(result: c_int) -> io::Result<c_int> {
@@ -198,8 +199,28 @@ pub(super) fn write(fd: BorrowedFd<'_>, header: &[u8], frame: VolatileSlice<'_>)
     }
 }
 
-/// Length of what [`Gather`] keeps a copy of: a virtio header and two Ethernet addresses.
-pub(super) const LEAD: usize = crate::port::offload::HEADER + 12;
+/// What [`Gather`] keeps a copy of: a virtio header, and the begin of a frame as far as it is
+/// delivered otherwise than it came: two Ethernet addresses, perhaps a VLAN tag.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lead {
+    bytes: [u8; Self::ROOM],
+    len: u8,
+}
+
+impl Lead {
+    const ROOM: usize = HEADER + 16;
+
+    /// `header` and `first`, of which there are at most 16 bytes.
+    pub(super) fn new(header: &[u8; HEADER], first: &[u8]) -> Self {
+        let mut bytes = [0; Self::ROOM];
+        bytes[..HEADER].copy_from_slice(header);
+        for (to, from) in bytes[HEADER..].iter_mut().zip(first) {
+            *to = *from;
+        }
+        let len = (HEADER + first.len()).min(Self::ROOM) as u8;
+        Self { bytes, len }
+    }
+}
 
 /// Pieces of all frames of a [`Gather`].
 const PARTS: usize = 4 * BURST;
@@ -209,7 +230,7 @@ const FRAME_PARTS: usize = PARTS / 2;
 
 /// Frames gathered from where they are, to be sent without a copy of our own.
 pub(super) struct Gather<'b> {
-    leads: [[u8; LEAD]; BURST],
+    leads: [Lead; BURST],
     lens: [u32; BURST],
     /// Where in `parts` each frame ends.
     ends: [u16; BURST],
@@ -238,7 +259,10 @@ impl<'b> Gather<'b> {
     /// No frames yet.
     pub(super) fn new() -> Self {
         Self {
-            leads: [[0; LEAD]; BURST],
+            leads: [Lead {
+                bytes: [0; Lead::ROOM],
+                len: 0,
+            }; BURST],
             lens: [0; BURST],
             ends: [0; BURST],
             frames: 0,
@@ -264,11 +288,10 @@ impl<'b> Gather<'b> {
         self.used = 0;
     }
 
-    /// Adds a frame of `len` bytes: `lead`, whose first bytes are a header, then `first` and
-    /// `body`.
+    /// Adds a frame of `len` bytes: `lead`, then `first` and `body`.
     pub(super) fn push(
         &mut self,
-        lead: [u8; LEAD],
+        lead: Lead,
         len: usize,
         first: &'b [u8],
         body: impl Iterator<Item = VolatileSlice<'b>>,
@@ -314,9 +337,10 @@ impl<'b> Gather<'b> {
         let mut start = 0;
         for (number, range) in ranges.iter_mut().enumerate().take(self.frames) {
             let end = usize::from(self.ends[number]);
+            let Lead { bytes, len } = &self.leads[number];
             self.parts[start] = iovec {
-                iov_base: self.leads[number].as_ptr().cast_mut().cast(),
-                iov_len: LEAD,
+                iov_base: bytes.as_ptr().cast_mut().cast(),
+                iov_len: usize::from(*len),
             };
             *range = (start, end);
             start = end;

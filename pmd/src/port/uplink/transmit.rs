@@ -4,15 +4,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::sys::{self, Gather, LEAD, NoRoom};
-use crate::port::burst::{Burst, PLAIN, Pick};
-use crate::port::offload::{self, Accepts, Offload};
+use super::sys::{self, Gather, Lead, NoRoom};
+use crate::port::burst::{Burst, Edit, PLAIN, Pick};
+use crate::port::offload::Accepts;
 use crate::port::scratch::Scratch;
 use crate::port::{Head, Stats, flow};
 use crate::stats::Drop;
-
-/// Length of two Ethernet addresses.
-const ADDRESSES: usize = LEAD - offload::HEADER;
 
 /// Where frames are handed to the kernel.
 #[derive(Debug, Clone, Copy)]
@@ -78,18 +75,18 @@ impl Sent {
     }
 }
 
-/// Header and addresses of a frame.
-fn lead(offload: &Offload, head: &Head, swap: bool) -> [u8; LEAD] {
-    let mut lead = [0; LEAD];
-    let (header, addresses) = lead.split_at_mut(offload::HEADER);
-    header.copy_from_slice(&offload.emit());
-    let (first, second) = match swap {
-        false => (head.destination(), head.source()),
-        true => (head.source(), head.destination()),
+/// What a frame begins with: its header, and as much of `head` as `edit` changed. And how much of
+/// the original that replaces.
+fn lead(head: &Head, edit: Edit) -> (Lead, usize) {
+    let (addresses, tagged) = (12, 16);
+    let (len, replaced) = match edit {
+        Edit::Keep | Edit::Swap => (addresses, addresses),
+        Edit::Untag => (addresses, tagged),
+        Edit::Tag(_) => (tagged, addresses),
+        Edit::Retag(_) => (tagged, tagged),
     };
-    addresses[..6].copy_from_slice(&first);
-    addresses[6..].copy_from_slice(&second);
-    lead
+    let first = head.bytes().get(..len).unwrap_or(head.bytes());
+    (Lead::new(&head.offload().emit(), first), replaced)
 }
 
 /// Sends `picks` of `burst`. Frames that ask for what the kernel does not accept are completed
@@ -105,15 +102,23 @@ pub(super) fn transmit(
     let mut sent = Sent::default();
     let mut gather = Gather::new();
     for pick in picks {
-        let Some(head) = burst.heads().get(usize::from(pick.frame)) else {
+        let Some(original) = burst.heads().get(usize::from(pick.frame)) else {
             continue;
         };
-        let Some(fd) = door.of(head) else {
+        let Some(fd) = door.of(original) else {
             continue;
+        };
+        let edited;
+        let head = match pick.edit {
+            Edit::Keep => original,
+            edit => {
+                edited = original.edited(edit);
+                &edited
+            }
         };
         if accepts.takes(head.offload()) {
-            let lead = lead(head.offload(), head, pick.swap);
-            let first = head.bytes().get(ADDRESSES..).unwrap_or(&[]);
+            let (lead, replaced) = lead(head, pick.edit);
+            let first = original.bytes().get(replaced..).unwrap_or(&[]);
             let len = head.frame_len();
             let mut room = gather.push(lead, len, first, burst.body(head));
             if room == Err(NoRoom::Now) {
@@ -129,14 +134,6 @@ pub(super) fn transmit(
         }
         // Frames go out in the order they came in.
         flush(door, fd, &mut gather, &mut sent);
-        let swapped;
-        let head = match pick.swap {
-            false => head,
-            true => {
-                swapped = head.swapped();
-                &swapped
-            }
-        };
         let fits = scratch.finish(burst, head, |frame| {
             let result = sys::write(fd, &PLAIN, frame);
             sent.note(frame.len() as u64, result);

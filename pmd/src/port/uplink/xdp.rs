@@ -24,7 +24,7 @@ use super::intake::Intake;
 use super::interface::Interface;
 use super::xsk_ring::{ADDRESS, Desc, Ring};
 use crate::port::Stats;
-use crate::port::burst::{BURST, Burst, Heads, PLAIN, Pick, Place};
+use crate::port::burst::{BURST, Burst, Edit, Heads, PLAIN, Pick, Place};
 use crate::port::scratch::Scratch;
 use crate::stats::Drop;
 use crate::wake::{Quiet, Waker, Watch};
@@ -390,10 +390,10 @@ impl XdpTx {
             let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
                 continue;
             };
-            let swapped;
-            if pick.swap {
-                swapped = head.swapped();
-                head = &swapped;
+            let edited;
+            if pick.edit != Edit::Keep {
+                edited = head.edited(pick.edit);
+                head = &edited;
             }
             if head.offload().is_none() {
                 let len = head.frame_len();
