@@ -5,6 +5,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use vvu::pci::Address;
+use vvu_pmd::worker::Polling;
 
 use crate::guest::args::Guest;
 use crate::port::{CaptureSpec, Mac, PortSpec};
@@ -157,6 +158,10 @@ pub(crate) struct Net {
     #[arg(short, long, value_name = "LIST", value_parser = parse_cpus)]
     pub(crate) cores: Option<Cpus>,
 
+    /// When workers poll, and when they wait to be kicked
+    #[arg(long, value_name = "MODE", default_value = "adaptive")]
+    pub(crate) poll: Poll,
+
     /// MAC address of the first port's device; further ports count up from it
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) mac: Option<Mac>,
@@ -177,6 +182,27 @@ pub(crate) struct Net {
     /// a program without interrupt remapping can forge interrupts of the whole machine
     #[arg(long)]
     pub(crate) allow_unsafe_interrupts: bool,
+}
+
+/// When workers poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Poll {
+    /// Without end: lowest latency, a whole CPU for each worker, and no guest ever kicks
+    Always,
+    /// While there is traffic and a little longer; queues without any wait for their kick
+    Adaptive,
+    /// While there is traffic: least CPU time, and a kick for nearly every burst
+    Interrupt,
+}
+
+impl From<Poll> for Polling {
+    fn from(poll: Poll) -> Self {
+        match poll {
+            Poll::Always => Self::Always,
+            Poll::Adaptive => Self::Adaptive,
+            Poll::Interrupt => Self::Interrupt,
+        }
+    }
 }
 
 /// A list of CPU numbers.

@@ -124,7 +124,7 @@ fn start(net: &Net) -> anyhow::Result<Wiring> {
         None => vec![first_cpu()?],
     };
     let ageing = u32::try_from(net.ageing).context("--ageing is longer than 136 years")?;
-    Wiring::new(&cpus, ageing)
+    Wiring::new(&cpus, ageing, net.poll.into())
 }
 
 /// Adds one port to the switch; a virtio-net device also gets a session.

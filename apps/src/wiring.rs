@@ -5,6 +5,7 @@ use vvu::session::Session;
 use vvu::transport::Transport;
 use vvu_pmd::backend::{Config, PortId, PortKind, Workers};
 use vvu_pmd::net::Rules;
+use vvu_pmd::worker::Polling;
 
 /// A running switch.
 pub(crate) struct Wiring {
@@ -14,9 +15,10 @@ pub(crate) struct Wiring {
 
 impl Wiring {
     /// A switch without ports, polled on these CPUs.
-    pub(crate) fn new(cpus: &[usize], ageing: u32) -> anyhow::Result<Self> {
+    pub(crate) fn new(cpus: &[usize], ageing: u32, polling: Polling) -> anyhow::Result<Self> {
         let config = Config {
             ageing,
+            polling,
             ..Config::default()
         };
         let workers = Workers::with_config(cpus, &config).context("cannot start the workers")?;

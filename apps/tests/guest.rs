@@ -212,6 +212,16 @@ fn whatever_is_negotiated_frames_come_back_whole() {
         &["--queue-size", "4096", "--memory", "256M"],
         &["--rx-buffer", "200"],
         &["--max-size", "60"],
+        &["--packed"],
+        &["--packed", "--no-event-idx", "--no-indirect"],
+        &["--packed", "--no-mrg-rxbuf", "--regions", "3"],
+        &["--packed", "--queue-size", "100"],
+        &["--packed", "--no-protocol-features"],
+        &["--in-order"],
+        &["--packed", "--in-order", "--pairs", "3"],
+        &["--pairs", "4"],
+        &["--offloads"],
+        &["--offloads", "--packed", "--no-mrg-rxbuf"],
     ] {
         let report = job(&path, &[&["verify", "--count", "300"], options].concat());
         let account = &report["verify"];
@@ -239,6 +249,39 @@ fn whatever_is_negotiated_frames_come_back_whole() {
                 "{options:?}: feature {bit}"
             );
         }
+        for (option, bit) in [("--packed", 34), ("--in-order", 35)] {
+            let asked = options.contains(&option);
+            assert_eq!(has(bit), asked, "{options:?}: feature {bit}");
+        }
+    }
+}
+
+#[test]
+fn what_is_left_to_others_is_done_by_somebody() {
+    let scratch = Scratch::new("offloads");
+    let (a, b) = (scratch.path("a"), scratch.path("b"));
+    let _net = net(&[&unix(&a), &unix(&b)]);
+    let verify = ["verify", "--count", "2000"];
+    for (one, other, passes) in [
+        (&["--offloads"][..], &["--offloads"][..], true),
+        (&["--offloads", "--packed"], &[], false),
+        (&["--offloads"], &["--packed", "--no-mrg-rxbuf"], false),
+        (
+            &["--offloads", "--no-mrg-rxbuf"],
+            &["--offloads", "--packed", "--in-order"],
+            true,
+        ),
+    ] {
+        let there = start(&b, &[&verify, other].concat());
+        let here = job(&a, &[&verify, one].concat());
+        let (code, there) = there.report();
+        assert_eq!(code, 0, "{one:?} {other:?}: {there}");
+        for (mine, theirs) in [(&here, &there), (&there, &here)] {
+            assert_eq!(mine["verify"]["sent"], theirs["verify"]["received"]);
+        }
+        // As they are for those who take them, in pieces for others.
+        let long = number(&there["verify"]["long"]);
+        assert_eq!(long > 0, passes, "{one:?} {other:?}: {there}");
     }
 }
 
@@ -317,7 +360,8 @@ fn a_back_end_may_be_killed_and_started_again() {
     let ports = ports.each_ref().map(String::as_str);
     let first = net(&ports);
     let verify = ["verify", "--seconds", "4", "--reconnect", "--progress"];
-    let mut jobs = [&a, &b].map(|path| start(path, &verify));
+    let mut jobs = [(&a, "--packed"), (&b, "--no-indirect")]
+        .map(|(path, format)| start(path, &[&verify[..], &[format]].concat()));
     for job in &mut jobs {
         assert!(job.line().contains("progress"));
     }
@@ -361,6 +405,11 @@ fn exit_codes_tell_what_is_wrong() {
         assert_eq!(alone.status.code(), Some(1), "{name}: {said}");
         assert!(said.contains("nobody"), "{name}: {said}");
     }
+
+    let greedy = output(&[&lost[..6], &["ping", "--pairs", "100"]].concat());
+    let said = String::from_utf8(greedy.stderr).unwrap();
+    assert_eq!(greedy.status.code(), Some(3), "{said}");
+    assert!(said.contains("--pairs 100 is too many"), "{said}");
 
     // A back-end that goes away for good.
     let mut sink = start(&path, &["sink", "--progress"]);
@@ -488,6 +537,11 @@ fn dpdk_serves_it_too() {
         &["--no-event-idx", "--no-indirect", "--regions", "4"],
         &["--no-version-1"],
         &["--no-protocol-features"],
+        &["--packed"],
+        &["--packed", "--no-mrg-rxbuf", "--no-event-idx"],
+        &["--packed", "--no-indirect", "--queue-size", "100"],
+        &["--in-order"],
+        &["--packed", "--in-order"],
     ] {
         let report = job(&path, &[&["verify", "--count", "3000"], options].concat());
         let account = &report["verify"];

@@ -218,6 +218,29 @@ impl PortStats {
     }
 }
 
+/// What a worker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum WorkerState {
+    /// It polls and finds something.
+    Busy,
+    /// It polls and finds nothing.
+    Idle,
+    /// It sleeps.
+    Asleep,
+}
+
+impl WorkerState {
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Idle => "idle",
+            Self::Asleep => "asleep",
+        }
+    }
+}
+
 /// Counters of one worker.
 #[derive(Debug, Default)]
 pub struct WorkerStats {
@@ -231,6 +254,23 @@ pub struct WorkerStats {
     pub mails: Counter,
     /// Frames from other workers for a port that is gone.
     pub stray: Counter,
+    /// Rings that are not polled because they had nothing for long: as of now.
+    resting: AtomicU64,
+    /// A [`WorkerState`].
+    state: AtomicU8,
+}
+
+impl WorkerStats {
+    /// Notes what the worker does now.
+    #[inline]
+    pub fn set_state(&self, state: WorkerState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Notes how many rings rest now.
+    pub fn set_resting(&self, rings: usize) {
+        self.resting.store(rings as u64, Ordering::Relaxed);
+    }
 }
 
 /// A port's counters at one moment.
@@ -308,6 +348,10 @@ pub struct WorkerSnapshot {
     pub mails: u64,
     /// Frames from other workers for a port that is gone.
     pub stray: u64,
+    /// Rings that are not polled because they had nothing for long.
+    pub resting: u64,
+    /// What it does.
+    pub state: WorkerState,
 }
 
 impl WorkerSnapshot {
@@ -320,6 +364,12 @@ impl WorkerSnapshot {
             sleeps: stats.sleeps.get(),
             mails: stats.mails.get(),
             stray: stats.stray.get(),
+            resting: stats.resting.load(Ordering::Relaxed),
+            state: match stats.state.load(Ordering::Relaxed) {
+                0 => WorkerState::Busy,
+                1 => WorkerState::Idle,
+                _ => WorkerState::Asleep,
+            },
         }
     }
 }
@@ -372,8 +422,15 @@ impl fmt::Display for Snapshot {
         for (number, worker) in self.workers.iter().enumerate() {
             writeln!(
                 f,
-                "worker {number} on cpu {}: {} of {} rounds busy, slept {} times, {} requests",
-                worker.cpu, worker.busy, worker.rounds, worker.sleeps, worker.mails
+                "worker {number} on cpu {}, {}: {} of {} rounds busy, slept {} times, {} rings rest, \
+                 {} requests",
+                worker.cpu,
+                worker.state.name(),
+                worker.busy,
+                worker.rounds,
+                worker.sleeps,
+                worker.resting,
+                worker.mails
             )?;
         }
         Ok(())

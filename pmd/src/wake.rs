@@ -2,16 +2,18 @@
 //!
 //! A [`Waker`] holds the one place where a worker sleeps. All descriptors are watched
 //! edge-triggered: each signal wakes at most once and nothing needs to be read back, so a front-end
-//! can neither keep a worker awake with a stale kick nor make it block. This room does not know
-//! what a worker does when awake.
+//! can neither keep a worker awake with a stale kick nor make it block. A worker that is awake can
+//! ask which kicks came ([`Waker::look`]), so that it need not poll what rarely has something. This
+//! room does not know what a worker does when awake.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use vvu::notify::Kick;
 
@@ -37,12 +39,49 @@ impl Quiet {
     }
 }
 
+/// Most kicks heard of at once; the others are heard of the next time.
+const KICKS: usize = 32;
+
+/// Which kicks came.
+#[derive(Debug, Default)]
+pub struct Kicks {
+    ids: [u64; KICKS],
+    len: usize,
+}
+
+impl Kicks {
+    /// Whether `watch` was kicked.
+    pub fn has(&self, watch: &Watch) -> bool {
+        let ids = self.ids.get(..self.len).unwrap_or(&[]);
+        ids.contains(&watch.id)
+    }
+
+    /// Whether none came.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn take(&mut self, events: &[Event]) {
+        self.len = 0;
+        let ids = events.iter().map(|event| event.data.u64());
+        for (place, id) in self.ids.iter_mut().zip(ids.filter(|&id| id != WAKE)) {
+            *place = id;
+            self.len += 1;
+        }
+    }
+}
+
+/// What [`Waker::wake`] is called among the kicks.
+const WAKE: u64 = 0;
+
 /// A worker's bed. See the [module](self).
 #[derive(Debug)]
 pub struct Waker {
     epoll: OwnedFd,
     event: OwnedFd,
     sleeping: AtomicBool,
+    /// The next kick's name. None comes twice: one that is late is nobody else's.
+    next_id: AtomicU64,
 }
 
 impl Waker {
@@ -51,11 +90,12 @@ impl Waker {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let edge = EventFlags::IN | EventFlags::ET;
-        epoll::add(&epoll, &event, EventData::new_u64(0), edge)?;
+        epoll::add(&epoll, &event, EventData::new_u64(WAKE), edge)?;
         Ok(Arc::new(Self {
             epoll,
             event,
             sleeping: AtomicBool::new(false),
+            next_id: AtomicU64::new(WAKE + 1),
         }))
     }
 
@@ -70,32 +110,55 @@ impl Waker {
     }
 
     /// Sleeps until a kick, a wake or the end of `timeout`; not at all if `ready` says, at the
-    /// last look, that there is something to do.
-    pub fn sleep(&self, timeout: Option<Duration>, ready: impl FnOnce() -> bool) {
+    /// last look, that there is something to do. Says which kicks came.
+    pub fn sleep(
+        &self,
+        timeout: Option<Duration>,
+        kicks: &mut Kicks,
+        ready: impl FnOnce() -> bool,
+    ) {
         self.sleeping.store(true, Ordering::Relaxed);
         // Pairs with the fence in `wake`.
         fence(Ordering::SeqCst);
-        if !ready() {
-            let timeout = timeout.map(|t| Timespec {
-                tv_sec: t.as_secs() as _,
-                tv_nsec: t.subsec_nanos() as _,
-            });
-            let mut events = [const { std::mem::MaybeUninit::uninit() }; 32];
-            // An interrupted wait is a short one.
-            let _ = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref());
-        }
+        // What came already is asked for in any case.
+        let timeout = if ready() {
+            Some(Duration::ZERO)
+        } else {
+            timeout
+        };
+        self.wait(timeout, kicks);
         self.sleeping.store(false, Ordering::Relaxed);
+    }
+
+    /// Says which kicks came since the last look, without sleeping.
+    pub fn look(&self, kicks: &mut Kicks) {
+        self.wait(Some(Duration::ZERO), kicks);
+    }
+
+    fn wait(&self, timeout: Option<Duration>, kicks: &mut Kicks) {
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: t.as_secs() as _,
+            tv_nsec: t.subsec_nanos() as _,
+        });
+        let mut events = [const { MaybeUninit::uninit() }; KICKS];
+        // An interrupted wait is a short one.
+        match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+            Ok((events, _)) => kicks.take(events),
+            Err(_) => kicks.len = 0,
+        }
     }
 
     /// Lets `kick` wake the sleeper from now on.
     pub fn watch(self: &Arc<Self>, kick: Kick) -> io::Result<Watch> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         if let Some(fd) = kick.fd() {
             let edge = EventFlags::IN | EventFlags::ET;
-            epoll::add(&self.epoll, fd, EventData::new_u64(1), edge)?;
+            epoll::add(&self.epoll, fd, EventData::new_u64(id), edge)?;
         }
         Ok(Watch {
             waker: Arc::clone(self),
             kick,
+            id,
         })
     }
 }
@@ -105,6 +168,7 @@ impl Waker {
 pub struct Watch {
     waker: Arc<Waker>,
     kick: Kick,
+    id: u64,
 }
 
 impl Watch {
@@ -120,5 +184,54 @@ impl Drop for Watch {
         if let Some(fd) = self.kick.fd() {
             let _ = epoll::delete(&self.waker.epoll, fd);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::mock::{kick, signal};
+
+    #[test]
+    fn who_kicked_is_known_once() {
+        let waker = Waker::new().unwrap();
+        let ((one, ring_one), (two, ring_two)) = (kick(), kick());
+        let (one, two) = (waker.watch(one).unwrap(), waker.watch(two).unwrap());
+        let mut kicks = Kicks::default();
+        waker.look(&mut kicks);
+        assert!(kicks.is_empty());
+        signal(&ring_two);
+        waker.look(&mut kicks);
+        assert!(kicks.has(&two) && !kicks.has(&one));
+        waker.look(&mut kicks);
+        assert!(kicks.is_empty(), "a kick is heard of once");
+        // Nobody reads the eventfds; each signal counts all the same.
+        signal(&ring_one);
+        signal(&ring_two);
+        waker.sleep(None, &mut kicks, || false);
+        assert!(kicks.has(&two) && kicks.has(&one));
+        drop(one);
+        signal(&ring_one);
+        waker.look(&mut kicks);
+        assert!(kicks.is_empty(), "nobody waits for it any more");
+    }
+
+    #[test]
+    fn more_kicks_than_fit_come_the_next_time() {
+        let waker = Waker::new().unwrap();
+        let rings: Vec<_> = (0..100).map(|_| kick()).collect();
+        let mut watches = Vec::new();
+        for (kick, ring) in rings {
+            watches.push(waker.watch(kick).unwrap());
+            signal(&ring);
+        }
+        let mut heard = 0;
+        let mut kicks = Kicks::default();
+        for _ in 0..watches.len() {
+            waker.look(&mut kicks);
+            heard += watches.iter().filter(|watch| kicks.has(watch)).count();
+        }
+        assert_eq!(heard, watches.len());
     }
 }

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use common::*;
 use rustix::time::{ClockId, clock_gettime};
 use vvu_pmd::Workers;
+use vvu_pmd::backend::Config;
 use vvu_pmd::mock::{Layout, MockNet};
 use vvu_pmd::vring::feature as ring;
+use vvu_pmd::worker::Polling;
 
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
@@ -18,14 +20,24 @@ fn cpu_time() -> Duration {
 
 #[test]
 fn idle_workers_sleep_and_wake() {
-    for (polled, features) in [
-        (false, u64::MAX),
-        (false, !ring::EVENT_IDX),
-        (false, !ring::RING_PACKED),
-        (false, !(ring::RING_PACKED | ring::EVENT_IDX)),
-        (true, u64::MAX),
+    for (polling, polled, features) in [
+        (Polling::Adaptive, false, u64::MAX),
+        (Polling::Adaptive, false, !ring::EVENT_IDX),
+        (Polling::Adaptive, false, !ring::RING_PACKED),
+        (
+            Polling::Adaptive,
+            false,
+            !(ring::RING_PACKED | ring::EVENT_IDX),
+        ),
+        (Polling::Adaptive, true, u64::MAX),
+        (Polling::Interrupt, false, u64::MAX),
+        (Polling::Interrupt, true, u64::MAX),
     ] {
-        let workers = Workers::start(&[0]).unwrap();
+        let config = Config {
+            polling,
+            ..Config::default()
+        };
+        let workers = Workers::with_config(&[0], &config).unwrap();
         let (mut a, mut b) = (device(&workers, "a", A), device(&workers, "b", B));
         let layout = Layout {
             polled,

@@ -1,7 +1,8 @@
-//! Split virtqueues that we drive (VIRTIO 1.2, 2.7).
+//! Virtqueues that we drive (VIRTIO 1.2, 2.7 and 2.8).
 //!
-//! A [`Ring`] is the driver side of one: chains of buffers that live elsewhere. A [`Virtqueue`] is
-//! one with buffers of its own, one descriptor per chain, as rxq and txq need it. Nothing has to
+//! A [`Ring`] is the driver side of one, split or packed: chains of buffers that live elsewhere. A
+//! [`Virtqueue`] is a split one with buffers of its own, one descriptor per chain, as rxq and txq
+//! need it. Nothing has to
 //! be learnt from memory that the device can write: which descriptors the device holds, and where
 //! the indices stand, is kept in private. What the device does write, used ids and lengths, is
 //! checked against that. Received bytes are copied out before their buffer is offered again.
@@ -9,9 +10,13 @@
 //! All access goes through [`Area`]; this room knows nothing of registers, interrupts or of what
 //! the buffers contain.
 
+mod packed;
 mod ring;
+mod split;
 
-pub use ring::{Buffer, DESCRIPTOR_LEN, Ring, Used};
+pub use packed::Packed;
+pub use ring::{Buffer, DESCRIPTOR_LEN, Format, Ring, Used};
+pub use split::Split;
 
 use thiserror::Error;
 use vm_memory::Bytes;
@@ -83,7 +88,7 @@ pub struct QueueAddresses {
 /// A virtqueue with its buffers.
 #[derive(Debug)]
 pub struct Virtqueue {
-    ring: Ring,
+    ring: Split,
     direction: Direction,
     buffer_len: u32,
     /// Buffer `i`, which descriptor `i` names for ever.
@@ -100,7 +105,7 @@ impl Virtqueue {
 
     /// Buffers start on a page of 4 KiB.
     fn buffers_offset(size: u16) -> usize {
-        Ring::bytes(size).next_multiple_of(4096)
+        Split::bytes(size).next_multiple_of(4096)
     }
 
     /// A queue of `size` buffers, a power of two, in `memory` from `offset` on (a multiple of 16).
@@ -111,7 +116,7 @@ impl Virtqueue {
         buffer_len: u32,
         direction: Direction,
     ) -> Result<Self, QueueError> {
-        let ring = Ring::new(memory, offset, size, false)?;
+        let ring = Split::new(memory, offset, size, Format::default())?;
         let lead = Self::buffers_offset(size);
         let len = Self::bytes(size, buffer_len) - lead;
         let at = offset.checked_add(lead).ok_or(QueueError::Memory)?;

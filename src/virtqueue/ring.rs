@@ -1,36 +1,26 @@
-//! The driver side of one split ring: its descriptors, and what the device may do to them.
-//!
-//! What is kept in private: which descriptors are free, which chains the device holds, where the
-//! indices stand. What the device writes, the used index, ids and its wishes, is read once and
-//! checked against that.
+//! The driver side of one ring, in either format.
 
-use std::sync::atomic::{Ordering, fence};
+use std::collections::VecDeque;
 
-use vm_memory::Bytes;
-
-use super::{MAX_SIZE, QueueAddresses, QueueError};
+use super::packed::{self, Packed};
+use super::split::{self, Split};
+use super::{QueueAddresses, QueueError};
 use crate::memory::Area;
 use crate::pci::DmaMemory;
 
-/// Bytes of a descriptor.
+/// Bytes of a descriptor, in both formats.
 pub const DESCRIPTOR_LEN: usize = 16;
-const USED_ELEMENT_LEN: usize = 8;
-/// Flags and index in front of the available and used rings.
-const RING_HEAD: usize = 4;
-const RING_INDEX: usize = 2;
-/// The parts do not share a cache line: each has one writer.
-const PART_ALIGN: usize = 64;
 
-/// Descriptor flag: the chain goes on.
-const DESC_NEXT: u16 = 1;
-/// Descriptor flag: the device writes the buffer.
-const DESC_WRITE: u16 = 2;
-/// Descriptor flag: the buffer is a table of descriptors.
-const DESC_INDIRECT: u16 = 4;
-/// Used ring flag: the device does not want to be notified.
-const USED_NO_NOTIFY: u16 = 1;
-/// Available ring flag: we do not want to be notified.
-const AVAIL_NO_INTERRUPT: u16 = 1;
+/// What was negotiated of a ring.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Format {
+    /// RING_PACKED: one ring that both sides write.
+    pub packed: bool,
+    /// EVENT_IDX: wishes to be notified name a place.
+    pub event_idx: bool,
+    /// IN_ORDER: chains are used in the order in which they were made available.
+    pub in_order: bool,
+}
 
 /// One piece of a chain, as the device addresses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,369 +33,190 @@ pub struct Buffer {
     pub writable: bool,
 }
 
-impl Buffer {
-    /// The descriptor of this buffer, as memory has it; it leads to `next`, if that is some.
-    pub fn descriptor(&self, next: Option<u16>) -> [u8; DESCRIPTOR_LEN] {
-        let write = if self.writable { DESC_WRITE } else { 0 };
-        let flags = write | if next.is_some() { DESC_NEXT } else { 0 };
-        descriptor(self.address, self.len, flags, next.unwrap_or(0))
-    }
-}
-
-/// A descriptor as memory has it (VIRTIO 1.2, 2.7.5).
-fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> [u8; DESCRIPTOR_LEN] {
-    let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
-    (u128::from(rest) << 64 | u128::from(address)).to_le_bytes()
-}
-
 /// A chain that the device is done with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Used {
-    /// Its first descriptor.
+    /// Its first descriptor, or in a packed ring its id.
     pub head: u16,
     /// How many bytes the device claims to have written.
     pub len: u32,
 }
 
-/// Offsets of the parts of a ring in its memory.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
-    pub(super) avail: usize,
-    pub(super) used: usize,
-    pub(super) end: usize,
+/// Chains that an IN_ORDER device returned with one element: the oldest ones (VIRTIO 1.2, 2.7.13).
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Batch {
+    pub(super) left: u16,
+    /// What it wrote into the last one; the others are full.
+    len: u32,
 }
 
-impl Layout {
-    /// Alignments are at least those of VIRTIO 1.2, 2.7: 16, 2 and 4. Both rings have room for
-    /// their event field.
-    fn new(size: u16) -> Self {
-        let size = usize::from(size);
-        let avail = (size * DESCRIPTOR_LEN).next_multiple_of(PART_ALIGN);
-        let used = (avail + RING_HEAD + 2 * size + 2).next_multiple_of(PART_ALIGN);
-        Self {
-            avail,
-            used,
-            end: used + RING_HEAD + size * USED_ELEMENT_LEN + 2,
-        }
+impl Batch {
+    /// All of `order` up to `head`, which must be among the first `most`.
+    pub(super) fn until(
+        order: &VecDeque<u16>,
+        head: u16,
+        len: u32,
+        most: u16,
+    ) -> Result<Self, QueueError> {
+        let place = order.iter().take(most.into()).position(|one| *one == head);
+        let place = place.ok_or(QueueError::NotHeld(head.into()))?;
+        Ok(Self {
+            left: place as u16 + 1,
+            len,
+        })
+    }
+
+    /// Takes one, with room for `room` bytes; how many were written.
+    pub(super) fn next(&mut self, room: u32) -> u32 {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 { self.len } else { room }
     }
 }
 
-/// What we know of one descriptor.
-#[derive(Debug, Clone, Copy, Default)]
-struct Entry {
-    /// Descriptors of the chain that begins here; 0 if none does.
-    count: u16,
-    /// The descriptor after this one, in a chain.
-    next: u16,
-    /// Whether the device has the chain that begins here.
-    held: bool,
+/// Whether an index that went from `before` to `now` passed `event` (VIRTIO 1.2, 2.7.10).
+pub(super) fn passed(before: u16, now: u16, event: u16) -> bool {
+    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
 }
 
-/// The driver side of a split ring.
+/// The driver side of a ring.
 ///
 /// A chain is [pushed](Ring::push), [published](Ring::publish) with what else was pushed, [taken
 /// back](Ring::take) when the device is done with it, and then either [pushed
 /// again](Ring::again) as it is or [released](Ring::release).
 #[derive(Debug)]
-pub struct Ring {
-    size: u16,
-    event_idx: bool,
-    layout: Layout,
-    memory: Area,
-    iova: u64,
-    /// How many chains were ever pushed, modulo 2^16.
-    pushed: u16,
-    /// How many of them the device knows of: our available index.
-    published: u16,
-    /// How many used elements were ever taken, modulo 2^16.
-    taken: u16,
-    /// The used index as last read.
-    used: u16,
-    entries: Box<[Entry]>,
-    /// Descriptors of no chain; the next to be used comes last.
-    free: Vec<u16>,
+pub enum Ring {
+    /// Descriptor table, available ring and used ring.
+    Split(Split),
+    /// All in one.
+    Packed(Packed),
+}
+
+/// The same of whichever it is.
+macro_rules! either {
+    ($self:ident, $ring:ident => $does:expr) => {
+        match $self {
+            Ring::Split($ring) => $does,
+            Ring::Packed($ring) => $does,
+        }
+    };
 }
 
 impl Ring {
-    /// Bytes of memory for a ring of `size` descriptors.
+    /// Bytes of memory for a ring of `size` descriptors, in either format.
     pub fn bytes(size: u16) -> usize {
-        Layout::new(size).end
+        Split::bytes(size).max(Packed::bytes(size))
     }
 
-    /// A ring of `size` descriptors, a power of two, in `memory` from `offset` on (a multiple of
-    /// 16), with event indices if those were negotiated.
+    /// A ring of `size` descriptors in `memory` from `offset` on (a multiple of 16). A split ring
+    /// has a power of two of them.
     pub fn new(
         memory: &DmaMemory,
         offset: usize,
         size: u16,
-        event_idx: bool,
+        format: Format,
     ) -> Result<Self, QueueError> {
-        let layout = Layout::new(size);
-        let iova = memory.iova.checked_add(offset as u64);
-        let area = memory.bytes.sub(offset, layout.end);
-        let (Some(iova), Some(area)) = (iova, area) else {
-            return Err(QueueError::Memory);
-        };
-        let aligned = iova.is_multiple_of(16) && area.address().is_multiple_of(16);
-        if !aligned || !size.is_power_of_two() || size > MAX_SIZE {
-            return Err(QueueError::Memory);
-        }
-        let mut ring = Self {
-            size,
-            event_idx,
-            layout,
-            memory: area,
-            iova,
-            pushed: 0,
-            published: 0,
-            taken: 0,
-            used: 0,
-            entries: vec![Entry::default(); usize::from(size)].into(),
-            free: Vec::with_capacity(usize::from(size)),
-        };
-        ring.reset();
-        Ok(ring)
-    }
-
-    /// Back to the state of a new ring. The device must not use it at the moment.
-    pub fn reset(&mut self) {
-        let zeroes = vec![0; self.layout.end];
-        let done = self.memory.slice().write_slice(&zeroes, 0);
-        debug_assert!(done.is_ok());
-        (self.pushed, self.published, self.taken, self.used) = (0, 0, 0, 0);
-        self.entries.fill(Entry::default());
-        self.free.clear();
-        self.free.extend((0..self.size).rev());
+        Ok(match format.packed {
+            false => Self::Split(Split::new(memory, offset, size, format)?),
+            true => Self::Packed(Packed::new(memory, offset, size, format)?),
+        })
     }
 
     /// Number of descriptors.
     pub fn size(&self) -> u16 {
-        self.size
-    }
-
-    #[cfg(test)]
-    pub(super) fn layout(&self) -> Layout {
-        self.layout
+        either!(self, ring => ring.size())
     }
 
     /// Where the ring is.
     pub fn addresses(&self) -> QueueAddresses {
-        QueueAddresses {
-            desc: self.iova,
-            driver: self.iova + self.layout.avail as u64,
-            device: self.iova + self.layout.used as u64,
-        }
+        either!(self, ring => ring.addresses())
     }
 
     /// The ring's bytes: for those who want to spoil it.
     pub fn memory(&self) -> &Area {
-        &self.memory
+        either!(self, ring => ring.memory())
     }
 
-    /// How many chains the device returned so far, modulo 2^16: where another one goes on that
-    /// knows nothing of what happened before.
-    pub fn returned(&self) -> Result<u16, QueueError> {
-        let index = self.used_index();
-        if index.wrapping_sub(self.taken) > self.in_flight() {
-            return Err(QueueError::Index {
-                from: self.taken,
-                to: index,
-            });
-        }
-        Ok(index)
+    /// Gets ready for a device that knows nothing of what happened before: where it goes on, as
+    /// SET_VRING_BASE says it. Chains that were not returned may come to the device again.
+    pub fn resume(&mut self) -> Result<u32, QueueError> {
+        either!(self, ring => ring.resume())
     }
 
-    /// How many chains were published so far, modulo 2^16.
-    pub fn published(&self) -> u16 {
-        self.published
+    /// Where a device that stops can be, as GET_VRING_BASE says it: behind what it returned, up to
+    /// what it was given.
+    pub fn bounds(&self) -> Result<(u16, u16), QueueError> {
+        either!(self, ring => ring.bounds())
+    }
+
+    /// Whether a device can have stopped at `base`.
+    pub fn can_stop_at(&self, base: u32) -> Result<bool, QueueError> {
+        either!(self, ring => ring.can_stop_at(base))
     }
 
     /// Chains that were published and not yet taken back.
     pub fn in_flight(&self) -> u16 {
-        self.published.wrapping_sub(self.taken)
+        either!(self, ring => ring.in_flight())
     }
 
     /// Descriptors of no chain.
     pub fn free(&self) -> usize {
-        self.free.len()
+        either!(self, ring => ring.free())
     }
 
-    /// The head that the next chain will have; `None` if there is no free descriptor.
-    pub fn next_head(&self) -> Option<u16> {
-        self.free.last().copied()
+    /// An entry of an indirect table, as memory has it; in a split ring it leads to `next`.
+    pub fn table_entry(&self, buffer: &Buffer, next: Option<u16>) -> [u8; DESCRIPTOR_LEN] {
+        match self {
+            Self::Split(_) => split::of_buffer(buffer, next),
+            Self::Packed(_) => packed::of_buffer(buffer),
+        }
     }
 
-    /// Adds a chain and returns its head.
+    /// Adds a chain and returns its head, or id.
     pub fn push(&mut self, chain: &[Buffer]) -> Result<u16, QueueError> {
-        if chain.is_empty() || chain.len() > self.free.len() {
-            return Err(QueueError::Full);
-        }
-        let head = self.next_head().ok_or(QueueError::Full)?;
-        for (n, buffer) in (1..).zip(chain) {
-            let index = self.free.pop().ok_or(QueueError::Full)?;
-            let next = self.next_head().filter(|_| n < chain.len());
-            self.put_descriptor(index, buffer.descriptor(next));
-            if let Some(entry) = self.entry(index) {
-                entry.next = next.unwrap_or(index);
-            }
-        }
-        self.begin(head, chain.len() as u16);
-        Ok(head)
+        either!(self, ring => ring.push(chain))
     }
 
     /// Adds a chain whose `count` descriptors are a table of their own at `address`, and returns
-    /// its head.
+    /// its head, or id.
     pub fn push_indirect(&mut self, address: u64, count: u16) -> Result<u16, QueueError> {
-        let head = self.free.pop().ok_or(QueueError::Full)?;
-        let len = u32::from(count) * DESCRIPTOR_LEN as u32;
-        self.put_descriptor(head, descriptor(address, len, DESC_INDIRECT, 0));
-        self.begin(head, 1);
-        Ok(head)
+        either!(self, ring => ring.push_indirect(address, count))
     }
 
-    /// Adds the chain that begins at `head`, which was taken back, once more as it is.
+    /// Adds the chain `head`, which was taken back, once more as it is.
     pub fn again(&mut self, head: u16) {
-        let Some(entry) = self.entry(head) else {
-            return;
-        };
-        debug_assert!(entry.count > 0 && !entry.held);
-        entry.held = true;
-        let slot = self.pushed & (self.size - 1);
-        let offset = self.layout.avail + RING_HEAD + 2 * usize::from(slot);
-        self.store(offset, head, Ordering::Relaxed);
-        self.pushed = self.pushed.wrapping_add(1);
+        either!(self, ring => ring.again(head))
     }
 
-    /// Forgets the chain that begins at `head`, which was taken back: its descriptors are free.
+    /// Forgets the chain `head`, which was taken back: its descriptors are free.
     pub fn release(&mut self, head: u16) {
-        let count = self
-            .entry(head)
-            .map_or(0, |entry| std::mem::take(&mut entry.count));
-        let mut index = head;
-        for _ in 0..count {
-            self.free.push(index);
-            index = self.entry(index).map_or(index, |entry| entry.next);
-        }
+        either!(self, ring => ring.release(head))
     }
 
     /// Publishes all that was pushed. Returns whether the device wants to be notified.
     pub fn publish(&mut self) -> bool {
-        let before = std::mem::replace(&mut self.published, self.pushed);
-        // Release: descriptors, buffers and ring slots are visible before the index that counts
-        // them. Pairs with the device's acquire load of the index.
-        let index = self.layout.avail + RING_INDEX;
-        self.store(index, self.published, Ordering::Release);
-        before != self.published && self.wants_notify(before)
-    }
-
-    /// Whether the device wants to hear of what was published since the index was `before`.
-    pub(super) fn wants_notify(&self, before: u16) -> bool {
-        // Pairs with the device's barrier between clearing its flag (or writing its event index)
-        // and reading our index: either it sees the chain or we see that it wants to be told.
-        fence(Ordering::SeqCst);
-        if !self.event_idx {
-            return self.load(self.layout.used, Ordering::Relaxed) & USED_NO_NOTIFY == 0;
-        }
-        let event = self.layout.used + RING_HEAD + USED_ELEMENT_LEN * usize::from(self.size);
-        passed(before, self.published, self.load(event, Ordering::Relaxed))
+        either!(self, ring => ring.publish())
     }
 
     /// Whether the device has returned a chain that was not taken yet.
     pub fn has_used(&self) -> bool {
-        self.used_index() != self.taken
+        either!(self, ring => ring.has_used())
     }
 
     /// The next chain that the device is done with. It is ours until it is pushed again or
     /// released.
     #[inline]
     pub fn take(&mut self) -> Result<Option<Used>, QueueError> {
-        if self.used == self.taken {
-            self.used = self.returned()?;
-        }
-        if self.used == self.taken {
-            return Ok(None);
-        }
-        let slot = usize::from(self.taken & (self.size - 1));
-        let offset = self.layout.used + RING_HEAD + slot * USED_ELEMENT_LEN;
-        let (id, len) = (self.load_u32(offset), self.load_u32(offset + 4));
-        let head = u16::try_from(id).map_err(|_| QueueError::NotHeld(id))?;
-        match self.entry(head) {
-            Some(Entry { held, .. }) if *held => *held = false,
-            _ => return Err(QueueError::NotHeld(id)),
-        }
-        self.taken = self.taken.wrapping_add(1);
-        Ok(Some(Used { head, len }))
+        either!(self, ring => ring.take())
     }
 
     /// Asks to be notified when the next chain is returned. Returns whether there is one already.
     pub fn enable_calls(&mut self) -> bool {
-        self.ask(0, self.taken);
-        // Pairs with the device's barrier between publishing its index and reading our wish.
-        fence(Ordering::SeqCst);
-        self.has_used()
+        either!(self, ring => ring.enable_calls())
     }
 
-    /// Asks not to be notified. With event indices there is no such wish: one notification may
-    /// still come.
+    /// Asks not to be notified. A split ring with event indices has no such wish: one
+    /// notification may still come.
     pub fn disable_calls(&mut self) {
-        self.ask(AVAIL_NO_INTERRUPT, self.taken.wrapping_sub(1));
-    }
-
-    fn ask(&self, flags: u16, event: u16) {
-        if self.event_idx {
-            let offset = self.layout.avail + RING_HEAD + 2 * usize::from(self.size);
-            self.store(offset, event, Ordering::Relaxed);
-        } else {
-            self.store(self.layout.avail, flags, Ordering::Relaxed);
-        }
-    }
-
-    /// A new chain of `count` descriptors begins at `head`.
-    fn begin(&mut self, head: u16, count: u16) {
-        if let Some(entry) = self.entry(head) {
-            entry.count = count;
-        }
-        self.again(head);
-    }
-
-    fn entry(&mut self, index: u16) -> Option<&mut Entry> {
-        self.entries.get_mut(usize::from(index))
-    }
-
-    /// Acquire: what the device wrote before the index is visible after it.
-    fn used_index(&self) -> u16 {
-        self.load(self.layout.used + RING_INDEX, Ordering::Acquire)
-    }
-
-    fn put_descriptor(&self, index: u16, bytes: [u8; DESCRIPTOR_LEN]) {
-        let offset = DESCRIPTOR_LEN * usize::from(index);
-        let done = self.memory.slice().write_slice(&bytes, offset);
-        debug_assert!(done.is_ok());
-    }
-
-    // Offsets are computed from the size alone, so these cannot fail.
-
-    fn store(&self, offset: usize, value: u16, order: Ordering) {
-        let done = self.memory.slice().store(value.to_le(), offset, order);
-        debug_assert!(done.is_ok());
-    }
-
-    fn load(&self, offset: usize, order: Ordering) -> u16 {
-        let value = self.memory.slice().load(offset, order);
-        value.map_or(0, u16::from_le)
-    }
-
-    fn load_u32(&self, offset: usize) -> u32 {
-        let value = self.memory.slice().load(offset, Ordering::Relaxed);
-        value.map_or(0, u32::from_le)
+        either!(self, ring => ring.disable_calls())
     }
 }
-
-/// Whether an index that went from `before` to `now` passed `event` (VIRTIO 1.2, 2.7.10).
-fn passed(before: u16, now: u16, event: u16) -> bool {
-    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
-}
-
-#[cfg(test)]
-#[path = "ring_tests.rs"]
-mod tests;

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use super::ring::Layout;
+use super::split::Layout;
 use super::*;
 use crate::memory::Mapping;
 

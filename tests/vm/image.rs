@@ -34,8 +34,8 @@ impl Role {
     }
 }
 
-/// Writes the image of a role.
-pub(crate) fn write(role: Role, kernel: &Kernel, path: &Path) -> Result<()> {
+/// Writes the image of a role, an appliance's with this `vvu`, if it is not the usual one.
+pub(crate) fn write(role: Role, kernel: &Kernel, vvu: Option<&Path>, path: &Path) -> Result<()> {
     let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     let mut image = Archive::new(BufWriter::new(file));
     for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
@@ -56,7 +56,8 @@ pub(crate) fn write(role: Role, kernel: &Kernel, path: &Path) -> Result<()> {
         )?;
     }
     if role == Role::Appliance {
-        image.file("bin/vvu", 0o755, &program(&binaries::vvu()?)?)?;
+        let vvu = vvu.map_or_else(binaries::vvu, |vvu| Ok(vvu.to_owned()))?;
+        image.file("bin/vvu", 0o755, &program(&vvu)?)?;
     }
     image.finish()?;
     Ok(())

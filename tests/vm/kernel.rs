@@ -10,6 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 /// The meta package that names the kernel of the day. The cloud flavour boots fastest.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
+/// The same of a later release, which Debian 12 has beside its own.
+const NEWER: &str = "linux-image-6.12-cloud-amd64";
+
+/// The first kernel whose virtio-net segments UDP.
+const FIRST_WITH_USO: (u32, u32) = (6, 2);
+
 /// An unpacked kernel package.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
@@ -31,10 +37,34 @@ impl Kernel {
     ///
     /// `VVU_TEST_KERNEL` may name a directory with an unpacked kernel package instead.
     pub(crate) fn get() -> Result<Kernel> {
-        let root = match std::env::var_os("VVU_TEST_KERNEL") {
-            Some(directory) => directory.into(),
-            None => with_fresh_index(|| package(&kernel_package()?))?,
-        };
+        match std::env::var_os("VVU_TEST_KERNEL") {
+            Some(directory) => Kernel::unpacked(directory.as_ref()),
+            None => Kernel::packaged(KERNEL),
+        }
+    }
+
+    /// A kernel that knows every offload; else an error that says what was found.
+    pub(crate) fn newer() -> Result<Kernel> {
+        let kernel = match std::env::var_os("VVU_TEST_KERNEL") {
+            Some(_) => Kernel::get(),
+            // Later releases of Debian have none but a new one.
+            None => Kernel::packaged(NEWER).or_else(|_| Kernel::get()),
+        }?;
+        let name = kernel.vmlinuz.to_string_lossy();
+        ensure!(
+            version(&name).is_some_and(|version| version >= FIRST_WITH_USO),
+            "{name} is too old: it must be of release {}.{} or later",
+            FIRST_WITH_USO.0,
+            FIRST_WITH_USO.1
+        );
+        Ok(kernel)
+    }
+
+    fn packaged(meta: &str) -> Result<Kernel> {
+        Kernel::unpacked(&with_fresh_index(|| package(&kernel_package(meta)?))?)
+    }
+
+    fn unpacked(root: &Path) -> Result<Kernel> {
         let vmlinuz = only_entry(&root.join("boot"), "vmlinuz-")?;
         let modules = only_entry(&root.join("lib/modules"), "")?;
         Ok(Kernel { vmlinuz, modules })
@@ -75,7 +105,7 @@ impl Loader {
             .iter()
             .find(|file| module_name(&file.to_string_lossy()) == name)
             .with_context(|| format!("the kernel package has no module {name}"))?;
-        let image = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        let image = object(file).with_context(|| format!("reading {}", file.display()))?;
         for dependency in dependencies(&image) {
             self.require(&dependency)?;
         }
@@ -102,6 +132,20 @@ fn dependencies(image: &[u8]) -> Vec<String> {
         .collect()
 }
 
+/// `.../vmlinuz-6.12.117+deb12-cloud-amd64` -> (6, 12).
+fn version(vmlinuz: &str) -> Option<(u32, u32)> {
+    let mut parts = vmlinuz.rsplit_once("vmlinuz-")?.1.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// A module's object file, which later releases compress.
+fn object(file: &Path) -> Result<Vec<u8>> {
+    if file.extension().is_some_and(|extension| extension == "xz") {
+        return bytes_of(Command::new("xz").arg("-dc").arg(file));
+    }
+    Ok(fs::read(file)?)
+}
+
 fn module_name(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split('.').next().unwrap_or(file).replace('-', "_")
@@ -114,7 +158,10 @@ fn collect_objects(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let path = entry?.path();
         if path.is_dir() {
             collect_objects(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "ko") {
+        } else if [".ko", ".ko.xz"]
+            .iter()
+            .any(|end| path.to_string_lossy().ends_with(end))
+        {
             files.push(path);
         }
     }
@@ -166,13 +213,13 @@ fn with_fresh_index<T>(fetch: impl Fn() -> Result<T>) -> Result<T> {
     })
 }
 
-fn kernel_package() -> Result<String> {
-    let depends = stdout_of(Command::new("apt-cache").args(["depends", KERNEL]))?;
+fn kernel_package(meta: &str) -> Result<String> {
+    let depends = stdout_of(Command::new("apt-cache").args(["depends", meta]))?;
     let package = depends
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "));
     let package = package.with_context(|| {
-        format!("apt-cache knows no {KERNEL}; is this Debian, and did apt-get update run?")
+        format!("apt-cache knows no {meta}; is this Debian, and did apt-get update run?")
     })?;
     Ok(package.to_owned())
 }
@@ -216,6 +263,10 @@ fn package(name: &str) -> Result<PathBuf> {
 }
 
 fn stdout_of(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8(bytes_of(command)?)?)
+}
+
+fn bytes_of(command: &mut Command) -> Result<Vec<u8>> {
     let output = command
         .output()
         .with_context(|| format!("running {command:?}"))?;
@@ -225,7 +276,7 @@ fn stdout_of(command: &mut Command) -> Result<String> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    Ok(String::from_utf8(output.stdout)?)
+    Ok(output.stdout)
 }
 
 #[cfg(test)]
@@ -245,5 +296,12 @@ mod tests {
             module_name("kernel/drivers/vfio/pci/vfio-pci.ko.xz"),
             "vfio_pci"
         );
+    }
+
+    #[test]
+    fn a_kernel_tells_its_release_by_its_file() {
+        let file = "/cache.d/boot/vmlinuz-6.12.117+deb12-cloud-amd64";
+        assert_eq!(version(file), Some((6, 12)));
+        assert_eq!(version("/boot/vmlinuz-custom"), None);
     }
 }

@@ -25,6 +25,11 @@ const FIRST_SLOT: usize = 0x10;
 /// Memory of a neighbour, in bytes.
 pub(crate) const NEIGHBOUR_MEMORY: u64 = 256 << 20;
 
+/// The device number of a network card, and the length of its configuration space up to
+/// `supported_hash_types` (VIRTIO 1.2, 5 and 5.1.4).
+const VIRTIO_ID_NET: u16 = 1;
+const NET_CONFIG: usize = 24;
+
 /// Everything that was started in it ends with it.
 pub struct Lab {
     room: Rc<Room>,
@@ -37,6 +42,7 @@ pub(crate) struct Room {
     logs: PathBuf,
     qemu: Qemu,
     kernel: Kernel,
+    vvu: Option<PathBuf>,
     appliance_image: OnceCell<PathBuf>,
     neighbour_image: OnceCell<PathBuf>,
 }
@@ -71,7 +77,7 @@ impl Room {
         };
         if cell.get().is_none() {
             let path = self.path(name);
-            image::write(role, &self.kernel, &path)?;
+            image::write(role, &self.kernel, self.vvu.as_deref(), &path)?;
             return Ok(cell.get_or_init(|| path));
         }
         cell.get()
@@ -83,16 +89,25 @@ impl Room {
 impl Lab {
     /// An empty lab whose logs go to `target/vm-logs/<name>`. The first one may download a kernel and build QEMU.
     pub fn new(name: &str) -> Result<Lab> {
-        Lab::with(name, Qemu::get()?)
+        Lab::with(name, Qemu::get()?, Kernel::get()?, None)
+    }
+
+    /// The same, with this `vvu` in its appliances: a static program.
+    pub fn with_vvu(name: &str, vvu: &Path) -> Result<Lab> {
+        Lab::with(name, Qemu::get()?, Kernel::get()?, Some(vvu.to_owned()))
+    }
+
+    /// The same with a kernel that knows every offload.
+    pub fn newer(name: &str) -> Result<Lab> {
+        Lab::with(name, Qemu::get()?, Kernel::newer()?, None)
     }
 
     /// The same with a QEMU that nobody patched.
     pub fn stock(name: &str) -> Result<Lab> {
-        Lab::with(name, Qemu::stock()?)
+        Lab::with(name, Qemu::stock()?, Kernel::get()?, None)
     }
 
-    fn with(name: &str, qemu: Qemu) -> Result<Lab> {
-        let kernel = Kernel::get()?;
+    fn with(name: &str, qemu: Qemu, kernel: Kernel, vvu: Option<PathBuf>) -> Result<Lab> {
         // A short path: the address of a UNIX socket has 108 bytes.
         let directory = tempfile::Builder::new()
             .prefix("vvu-")
@@ -108,6 +123,7 @@ impl Lab {
             logs,
             qemu,
             kernel,
+            vvu,
             appliance_image: OnceCell::new(),
             neighbour_image: OnceCell::new(),
         };
@@ -153,6 +169,7 @@ impl Lab {
             listens: false,
             queue_pairs: 1,
             mtu: 1500,
+            card: Card::Usual(String::new()),
         }
     }
 
@@ -348,6 +365,16 @@ pub struct Neighbour<'a> {
     listens: bool,
     queue_pairs: u16,
     mtu: u16,
+    card: Card,
+}
+
+/// How a VMM makes a network card of a back-end.
+enum Card {
+    /// By its own virtio-net, with these further properties: some features and the control queue
+    /// are its own.
+    Usual(String),
+    /// By a device that passes everything on, whatever it is.
+    Bare,
 }
 
 impl Neighbour<'_> {
@@ -387,6 +414,19 @@ impl Neighbour<'_> {
         self
     }
 
+    /// Further properties of its interface, such as `packed=on`.
+    pub fn properties(mut self, properties: &str) -> Self {
+        self.card = Card::Usual(format!(",{properties}"));
+        self
+    }
+
+    /// With a card whose VMM knows nothing of networks: all features and all queues, the control
+    /// queue too, are the back-end's, and so is the hardware address. The back-end must listen.
+    pub fn bare(mut self) -> Self {
+        self.card = Card::Bare;
+        self
+    }
+
     /// Starts it. Its QEMU waits for the back-end before the guest runs.
     pub fn boot(self) -> Result<Guest> {
         let Neighbour {
@@ -397,16 +437,18 @@ impl Neighbour<'_> {
             listens,
             queue_pairs,
             mtu,
+            card,
         } = self;
         let number = lab.neighbours.get() + 1;
         lab.neighbours.set(number);
         let address = Ipv4Addr::new(10, 77, 0, number);
         let mac = [0x52, 0x54, 0x00, 0x77, 0x00, number];
         let mac_text = mac.map(|byte| format!("{byte:02x}")).join(":");
-        let mode = if listens {
-            "server=on,wait=off"
-        } else {
-            lab.room.qemu.reconnect()
+        let mode = match card {
+            _ if listens => "server=on,wait=off",
+            Card::Usual(_) => lab.room.qemu.reconnect(),
+            // This one wants its connection at once, or gives up.
+            Card::Bare => "server=off",
         };
         let mut arguments = lab.arguments(&name, lab.accelerator());
         let backend = match memory {
@@ -426,16 +468,27 @@ impl Neighbour<'_> {
             "-chardev",
             format!("socket,id=net,path={},{mode}", socket.display()),
         );
-        arguments.option(
-            "-netdev",
-            format!("vhost-user,id=net,chardev=net,queues={queue_pairs}"),
-        );
-        let vectors = 2 * queue_pairs + 2;
-        let multiqueue = if queue_pairs > 1 { "on" } else { "off" };
-        arguments.option(
-            "-device",
-            format!("virtio-net-pci,netdev=net,mac={mac_text},mq={multiqueue},vectors={vectors},romfile="),
-        );
+        match card {
+            Card::Usual(properties) => {
+                arguments.option(
+                    "-netdev",
+                    format!("vhost-user,id=net,chardev=net,queues={queue_pairs}"),
+                );
+                let vectors = 2 * queue_pairs + 2;
+                let multiqueue = if queue_pairs > 1 { "on" } else { "off" };
+                arguments.option(
+                    "-device",
+                    format!("virtio-net-pci,netdev=net,mac={mac_text},mq={multiqueue},vectors={vectors},romfile={properties}"),
+                );
+            }
+            Card::Bare => {
+                let queues = 2 * queue_pairs + 1;
+                arguments.option(
+                    "-device",
+                    format!("vhost-user-test-device-pci,chardev=net,virtio-id={VIRTIO_ID_NET},num_vqs={queues},vq_size=256,config_size={NET_CONFIG}"),
+                );
+            }
+        }
         let options = format!("memhp_default_state=online agent.ip={address}/24 agent.mtu={mtu}");
         arguments.boot(
             &lab.room.kernel.vmlinuz,

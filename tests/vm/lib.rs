@@ -26,8 +26,9 @@
 //! | `guest`, `job` | [`Guest`]: one VM: boot, reset, kill, hot-add memory; [`Job`]: a program in it |
 //! | `channel` | the host's end of the agent's serial port |
 //! | `wire` | what host and agent say to each other |
-//! | `traffic` | ping, TCP with checksums and frame blasts between guests |
-//! | `trio` | the usual line-ups of two neighbours and one back-end |
+//! | `traffic` | ping, TCP and UDP with checked contents, frame blasts between guests |
+//! | `card` | what a guest says of its interface: features, counters |
+//! | `trio` | the usual line-ups of two or three neighbours and one back-end |
 //! | `served` | functions that a process on the host serves over vfio-user |
 //! | `qemu`, `accel`, `qmp` | command lines, the choice of KVM or TCG, the monitor |
 //! | `process` | a child that dies with us and whose output is kept |
@@ -49,6 +50,7 @@
 
 pub mod accel;
 pub mod binaries;
+mod card;
 mod channel;
 mod cpio;
 mod guest;
@@ -66,6 +68,7 @@ pub mod traffic;
 mod trio;
 pub mod wire;
 
+pub use card::Counters;
 pub use guest::Guest;
 pub use job::{Job, Output};
 pub use lab::{Appliance, Lab, Neighbour};
@@ -73,4 +76,4 @@ pub use process::Process;
 pub use qemu::Qemu;
 pub use qmp::Qmp;
 pub use served::ServedFunction;
-pub use trio::{HostTrio, Trio, start_vvu, start_vvu_with};
+pub use trio::{HostTrio, NO_OFFLOADS, Quartet, Trio, start_vvu, start_vvu_with};

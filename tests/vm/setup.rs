@@ -14,7 +14,8 @@ const NEEDS: &[(&str, &str)] = &[
 ];
 
 /// What fetches the guests' kernel, unless there is one already.
-const KERNEL_NEEDS: &[(&str, &str)] = &[("apt-get", "apt"), ("dpkg-deb", "dpkg")];
+const KERNEL_NEEDS: &[(&str, &str)] =
+    &[("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("xz", "xz-utils")];
 
 /// Packages of what is missing.
 pub fn missing() -> Vec<&'static str> {

@@ -7,9 +7,14 @@ use anyhow::{Result, ensure};
 
 use crate::guest::Guest;
 use crate::job::Job;
-use crate::wire::{BlastReport, PingReport, Task, TcpReport, expected_checksum};
+use crate::wire::{
+    BlastReport, Datagrams, PingReport, Task, TcpReport, UdpReport, expected_checksum,
+};
 
 const PORT: u16 = 7700;
+
+/// Where requests are answered.
+const ECHO_PORT: u16 = 7701;
 
 /// A guest that never answers is given up after this, on top of the time that the traffic takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -125,6 +130,72 @@ impl Transfer {
 /// Sends a stream with checksums and returns Mbit/s.
 pub fn tcp(from: &Guest, to: &Guest, bytes: u64) -> Result<f64> {
     Transfer::start(from, to, bytes)?.finish(PATIENCE)
+}
+
+/// Sends datagrams, each of which the receiver checks; the receiver's report. With `merge` its
+/// kernel may hand over several at once.
+pub fn udp(from: &Guest, to: &Guest, shape: Datagrams, merge: bool) -> Result<UdpReport> {
+    let receiver = to.start_task(Task::UdpReceive {
+        port: PORT,
+        shape,
+        merge,
+    })?;
+    let sender = from.start_task(Task::UdpSend {
+        to: to.address()?,
+        port: PORT,
+        shape,
+    })?;
+    let sent: UdpReport = sender.report(PATIENCE)?;
+    let received: UdpReport = receiver.report(PATIENCE)?;
+    ensure!(
+        received.wrong == 0 && (received.datagrams, received.bytes) == (sent.datagrams, sent.bytes),
+        "of {} datagrams, {} bytes, there came {}, {} bytes; {} of them wrong",
+        sent.datagrams,
+        sent.bytes,
+        received.datagrams,
+        received.bytes,
+        received.wrong
+    );
+    Ok(received)
+}
+
+/// Sends datagrams for some time, as many as the kernel takes; what arrived.
+pub fn udp_flood(
+    from: &Guest,
+    to: &Guest,
+    size: u16,
+    burst: u16,
+    time: Duration,
+) -> Result<UdpReport> {
+    let receiver = to.start_task(Task::UdpCount { port: PORT })?;
+    receiver.pid()?;
+    let sender = from.start_task(Task::UdpFlood {
+        to: to.address()?,
+        port: PORT,
+        size,
+        burst,
+        millis: time.as_millis() as u64,
+    })?;
+    sender.report::<UdpReport>(PATIENCE + time)?;
+    receiver.report(PATIENCE)
+}
+
+/// Requests of `size` bytes over one TCP connection, or as datagrams, one at a time.
+pub fn ask(from: &Guest, to: &Guest, udp: bool, size: u16, count: u32) -> Result<PingReport> {
+    let answering = to.start_task(Task::Echo {
+        port: ECHO_PORT,
+        udp,
+    })?;
+    let task = Task::Ask {
+        to: to.address()?,
+        port: ECHO_PORT,
+        udp,
+        size,
+        count,
+    };
+    let report = from.task(task, PATIENCE)?;
+    answering.wait(PATIENCE)?;
+    Ok(report)
 }
 
 /// Sends small frames from a guest's interface for some time.

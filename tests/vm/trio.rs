@@ -74,6 +74,21 @@ impl Trio {
         Trio::start(lab, appliance, a, b, functions)
     }
 
+    /// The first line-up with these properties of both neighbours' cards.
+    pub fn boot_with(lab: Lab, pairs: u16, properties: &str) -> Result<Trio> {
+        let appliance = lab.appliance().functions(2).boot()?;
+        let boot = |name, number| {
+            lab.neighbour(name)
+                .via(&appliance, number)
+                .queue_pairs(pairs)
+                .mtu(9000)
+                .properties(properties)
+                .boot()
+        };
+        let (a, b) = (boot("a", 0)?, boot("b", 1)?);
+        Trio::start(lab, appliance, a, b, Vec::new())
+    }
+
     fn start(
         lab: Lab,
         appliance: Guest,
@@ -103,6 +118,76 @@ impl Trio {
     /// Waits until the neighbours are up and can talk in both directions.
     pub fn settle(&self) -> Result<()> {
         await_talk(&self.a, &self.b).with_context(|| format!("vvu says: {}", self.vvu.printed()))
+    }
+}
+
+/// Properties of a card that leaves everything to its driver.
+pub const NO_OFFLOADS: &str = "csum=off,gso=off,host_tso4=off,host_tso6=off,host_ecn=off,\
+    guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off";
+
+/// An appliance whose `vvu` switches between three neighbours, with a kernel that knows every
+/// offload: two whose cards have all there is, and one whose card has next to nothing.
+pub struct Quartet {
+    /// The first two, and the appliance.
+    pub trio: Trio,
+    /// The third one.
+    pub plain: Guest,
+}
+
+impl Quartet {
+    /// Boots all four, the first two with packed rings in two queue pairs, and waits until they
+    /// can talk.
+    pub fn boot(lab: Lab) -> Result<Quartet> {
+        let appliance = lab.appliance().functions(3).boot()?;
+        let packed = |name, number| {
+            lab.neighbour(name)
+                .via(&appliance, number)
+                .queue_pairs(2)
+                .properties("packed=on")
+                .boot()
+        };
+        let (a, b) = (packed("a", 0)?, packed("b", 1)?);
+        let plain = lab
+            .neighbour("plain")
+            .via(&appliance, 2)
+            .properties(&format!("mrg_rxbuf=off,{NO_OFFLOADS}"))
+            .boot()?;
+        let trio = Trio::start(lab, appliance, a, b, Vec::new())?;
+        let quartet = Quartet { trio, plain };
+        await_talk(&quartet.trio.a, &quartet.plain)?;
+        Ok(quartet)
+    }
+
+    /// Puts neighbours whose VMMs know nothing of networks in the place of the first two, and
+    /// starts `vvu` again so that it serves their control queues, too.
+    pub fn without_shims(&mut self) -> Result<()> {
+        const NAMES: [&str; 2] = ["bare-a", "bare-b"];
+        let trio = &mut self.trio;
+        if trio.a.name() == NAMES[0] {
+            return Ok(());
+        }
+        trio.vvu.stop()?;
+        let ports = trio.appliance.functions().zip(["control", "control", ""]);
+        let ports: Vec<String> = ports
+            .zip(4..)
+            .map(|((bdf, control), number)| match control {
+                "" => format!("vvu:{bdf}"),
+                // Hardware addresses are those of the neighbours to come.
+                control => format!("vvu:{bdf},{control},pairs=2,mac=52:54:00:77:00:{number:02x}"),
+            })
+            .collect();
+        trio.vvu = start_vvu_with(&trio.appliance, &ports)?;
+        for (number, name) in NAMES.into_iter().enumerate() {
+            // Its turn comes when the one before it has ended.
+            let bare = trio.lab.neighbour(name).via(&trio.appliance, number);
+            let bare = bare.queue_pairs(2).bare().boot()?;
+            match number {
+                0 => trio.a = bare,
+                _ => trio.b = bare,
+            }
+        }
+        trio.settle()?;
+        await_talk(&trio.a, &self.plain)
     }
 }
 
@@ -179,7 +264,9 @@ fn await_talk(a: &Guest, b: &Guest) -> Result<()> {
     b.ready()?;
     ensure!(
         traffic::answers_within(a, b, SETTLE)?,
-        "b does not answer a within {SETTLE:?}"
+        "{} does not answer {} within {SETTLE:?}",
+        b.name(),
+        a.name()
     );
     Ok(())
 }

@@ -123,6 +123,65 @@ pub enum Task {
         /// Compute a checksum, or send one block again and again.
         verify: bool,
     },
+    /// Send datagrams whose contents the receiver knows, some at once, and wait after each such
+    /// burst until it has arrived; reports [`UdpReport`].
+    UdpSend {
+        /// The receiver.
+        to: Ipv4Addr,
+        /// Its port.
+        port: u16,
+        /// What is sent.
+        shape: Datagrams,
+    },
+    /// Receive them, check each, and answer each burst; reports [`UdpReport`].
+    UdpReceive {
+        /// Where.
+        port: u16,
+        /// What is expected.
+        shape: Datagrams,
+        /// Let the kernel hand over several datagrams at once (UDP_GRO).
+        merge: bool,
+    },
+    /// Send datagrams without waiting for anything, then an empty one; reports [`UdpReport`].
+    UdpFlood {
+        /// The receiver.
+        to: Ipv4Addr,
+        /// Its port.
+        port: u16,
+        /// Bytes of each.
+        size: u16,
+        /// How many the kernel gets at once (UDP_SEGMENT).
+        burst: u16,
+        /// For how long.
+        millis: u64,
+    },
+    /// Count datagrams from the first to the first empty one, or until none comes any more;
+    /// reports [`UdpReport`].
+    UdpCount {
+        /// Where.
+        port: u16,
+    },
+    /// Send back what arrives: on one TCP connection, or as datagrams until an empty one comes.
+    /// Reports nothing.
+    Echo {
+        /// Where.
+        port: u16,
+        /// Datagrams.
+        udp: bool,
+    },
+    /// Ask an `Echo`, one request at a time; reports [`PingReport`].
+    Ask {
+        /// Whom.
+        to: Ipv4Addr,
+        /// Its port.
+        port: u16,
+        /// Datagrams.
+        udp: bool,
+        /// Bytes of a request and of its answer.
+        size: u16,
+        /// How many.
+        count: u32,
+    },
     /// Send raw Ethernet frames as fast as the interface takes them; reports [`BlastReport`].
     Blast {
         /// Interface.
@@ -181,6 +240,55 @@ pub struct TcpReport {
     /// Checksum of these bytes, 0 when it was not asked for.
     pub checksum: u64,
     /// Time from the connection to the stream's end, in microseconds.
+    pub micros: u64,
+}
+
+/// Datagrams whose contents both ends know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagrams {
+    /// How many; whole bursts.
+    pub count: u32,
+    /// How many the kernel gets at once (UDP_SEGMENT), if more than one.
+    pub burst: u16,
+    /// Bytes of each but the last of a burst, which is shorter.
+    pub size: u16,
+    /// Seed of the contents.
+    pub seed: u64,
+}
+
+impl Datagrams {
+    /// What the last of a burst lacks.
+    const SHORTER: u16 = 7;
+    /// Bytes that say which one it is.
+    pub const NUMBER: usize = 4;
+
+    /// Writes datagram `number`: the number itself, and then what only its place and the seed
+    /// decide.
+    pub fn write(&self, number: u32, datagram: &mut Vec<u8>) {
+        let burst = u32::from(self.burst.max(1));
+        let is_last = burst > 1 && number % burst == burst - 1;
+        let shorter = if is_last { Self::SHORTER } else { 0 };
+        let length = usize::from(self.size - shorter);
+        datagram.clear();
+        datagram.resize(length.max(Self::NUMBER), 0);
+        let (head, body) = datagram.split_at_mut(Self::NUMBER);
+        head.copy_from_slice(&number.to_le_bytes());
+        Stream::new(self.seed ^ u64::from(number) << 32).fill(body);
+    }
+}
+
+/// Datagrams that passed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UdpReport {
+    /// Datagrams.
+    pub datagrams: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that were not what was expected, or came twice.
+    pub wrong: u64,
+    /// Most bytes that the kernel handed over at once.
+    pub largest: u64,
+    /// Time from the first to the last, in microseconds.
     pub micros: u64,
 }
 

@@ -11,6 +11,7 @@ use vvu::transport::vvu::VvuTransport;
 use vvu_pmd::backend::PortKind;
 use vvu_pmd::net::{NetConfig, Rules};
 use vvu_pmd::stats::RingState;
+use vvu_pmd::worker::Polling;
 
 use crate::pci;
 use crate::wiring::{Wiring, first_cpu};
@@ -56,7 +57,7 @@ impl Stage {
     pub(super) fn new(size: u16) -> anyhow::Result<Self> {
         let folder = Folder::new()?;
         let cpu = first_cpu()?;
-        let mut wiring = Wiring::new(&[cpu], 300)?;
+        let mut wiring = Wiring::new(&[cpu], 300, Polling::default())?;
         let mut models = Vec::new();
         for (number, name) in (0..).zip(NAMES) {
             let front_end = FrontEnd::Listen(socket(&folder.0, name));

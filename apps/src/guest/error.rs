@@ -127,6 +127,14 @@ pub(super) enum GuestError {
         /// What it does not offer.
         missing: &'static str,
     },
+    /// Too few rings.
+    #[error("the back-end has {most} pairs of rings; --pairs {wanted} is too many")]
+    Pairs {
+        /// Pairs asked for.
+        wanted: u8,
+        /// Pairs there are.
+        most: u64,
+    },
     /// A back-end that came back as another.
     #[error("the back-end came back with features {now:#x}; before, they were {before:#x}")]
     Changed {

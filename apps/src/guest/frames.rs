@@ -4,7 +4,7 @@
 //! checksum over all but the Ethernet header, which those on the way may change. Pure.
 
 /// IEEE 802's type for local experiments.
-const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
+pub(super) const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
 const MAGIC: [u8; 4] = *b"vvug";
 /// Where our header begins, and what follows it.
 const START: usize = 14;
@@ -107,6 +107,11 @@ pub(super) fn finish(frame: &mut [u8], header: &Header) {
     if let Some(end) = frame.get_mut(len - CHECK..) {
         end.copy_from_slice(&check.to_le_bytes());
     }
+}
+
+/// Whether this is the beginning of what follows the Ethernet header of a frame of ours.
+pub(super) fn begins(payload: &[u8]) -> bool {
+    payload.starts_with(&MAGIC)
 }
 
 /// The headers of a frame of ours; `None` if it is none. Only the first [`SNAP`] bytes are needed.

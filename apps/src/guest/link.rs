@@ -1,5 +1,6 @@
 //! One connection to a back-end: the vhost-user messages of a virtio-net device's VMM.
 
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,14 +13,11 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error as VhostUserError, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
-use vvu::protocol::Features;
+use vvu::protocol::{Features, HEADER_LEN, Message, Request, VringState};
 
-use super::error::{Fault, GuestError, io};
+use super::error::{GuestError, io};
 use super::memory::Memory;
 use super::queues::Queue;
-
-/// A receive and a transmit ring.
-const RINGS: u64 = 2;
 
 /// What a guest accepts if it is offered.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +26,8 @@ pub(super) struct Wanted {
     /// None of them is accepted if this is not offered.
     pub(super) needed: u64,
     pub(super) protocol_features: bool,
+    /// Pairs of rings.
+    pub(super) pairs: u8,
 }
 
 /// What the device's configuration space says (VIRTIO 1.2, 5.1.4).
@@ -70,6 +70,17 @@ impl Watchdog {
     }
 }
 
+/// What is needed and not offered, and how to do without it.
+fn missing(bits: u64) -> &'static str {
+    if bits & Features::VERSION_1.bits() != 0 {
+        "VERSION_1 (or --no-version-1)"
+    } else if bits & Features::RING_PACKED.bits() != 0 {
+        "RING_PACKED (or no --packed)"
+    } else {
+        "IN_ORDER (or no --in-order)"
+    }
+}
+
 impl Link {
     /// Negotiates over a connected socket.
     pub(super) fn open(
@@ -83,7 +94,7 @@ impl Link {
             .map_err(io("use the socket"))?;
         let other = stream.try_clone().map_err(io("use the socket"))?;
         let mut link = Self {
-            frontend: Frontend::from_stream(other, RINGS),
+            frontend: Frontend::from_stream(other, 2 * u64::from(wanted.pairs)),
             stream,
             timeout,
             features: 0,
@@ -107,7 +118,7 @@ impl Link {
         if wanted.needed & !offered != 0 {
             return Err(GuestError::Features {
                 offered,
-                missing: "VERSION_1 (or --no-version-1)",
+                missing: missing(wanted.needed & !offered),
             });
         }
         self.features = wanted.features & offered;
@@ -116,7 +127,9 @@ impl Link {
             let offered = frontend.get_protocol_features();
             let offered = offered.map_err(failed("GET_PROTOCOL_FEATURES"))?;
             self.protocol = offered
-                & (VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG);
+                & (VhostUserProtocolFeatures::REPLY_ACK
+                    | VhostUserProtocolFeatures::CONFIG
+                    | VhostUserProtocolFeatures::MQ);
             let set = frontend.set_protocol_features(self.protocol);
             set.map_err(failed("SET_PROTOCOL_FEATURES"))?;
             if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
@@ -126,7 +139,48 @@ impl Link {
         frontend.set_owner().map_err(failed("SET_OWNER"))?;
         let vhost_user = if self.enables { bit30 } else { 0 };
         let set = frontend.set_features(self.features | vhost_user);
-        set.map_err(failed("SET_FEATURES"))
+        set.map_err(failed("SET_FEATURES"))?;
+        if wanted.pairs > 1 {
+            let most = match self.protocol.contains(VhostUserProtocolFeatures::MQ) {
+                true => self.exchange("GET_QUEUE_NUM", &Request::GetQueueNum, true)?,
+                false => 1,
+            };
+            if most < wanted.pairs.into() {
+                let wanted = wanted.pairs;
+                return Err(GuestError::Pairs { wanted, most });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what the `vhost` crate cannot say; the answer's number, or 0 if none is due.
+    fn exchange(
+        &mut self,
+        what: &'static str,
+        request: &Request,
+        answered: bool,
+    ) -> Result<u64, GuestError> {
+        let refused = |why: String| GuestError::Handshake { what, why };
+        let failed = |error: std::io::Error| refused(error.to_string());
+        let ack = !answered && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        let bytes = request.to_message(ack).to_bytes();
+        self.stream.write_all(&bytes).map_err(failed)?;
+        if !answered && !ack {
+            return Ok(0);
+        }
+        let mut header = [0; HEADER_LEN];
+        let mut number = [0; 8];
+        self.stream.read_exact(&mut header).map_err(failed)?;
+        let (_, _, len) = Message::parse_header(&header);
+        if len as usize != number.len() {
+            return Err(refused(format!("its answer has {len} bytes")));
+        }
+        self.stream.read_exact(&mut number).map_err(failed)?;
+        match u64::from_le_bytes(number) {
+            number if answered => Ok(number),
+            0 => Ok(0),
+            _ => Err(refused("it failed there".into())),
+        }
     }
 
     /// The device's configuration space, if the back-end has one to show.
@@ -157,19 +211,20 @@ impl Link {
     }
 
     /// Hands over memory and rings, which go on where they are, and starts them.
-    pub(super) fn start(
+    pub(super) fn start<'a>(
         &mut self,
         memory: &Memory,
-        queues: [&mut Queue; RINGS as usize],
+        queues: impl Iterator<Item = &'a mut Queue>,
     ) -> Result<(), GuestError> {
+        let mut queues: Vec<_> = queues.collect();
         let _watchdog = self.watchdog()?;
         let failed = |what| move |error| GuestError::message(what, error);
-        let frontend = &mut self.frontend;
-        let set = frontend.set_mem_table(&memory.table());
+        let set = self.frontend.set_mem_table(&memory.table());
         set.map_err(failed("SET_MEM_TABLE"))?;
-        for (index, queue) in (0..).zip(&queues) {
+        for (index, queue) in (0..).zip(&mut queues) {
+            let base = queue.ring.resume();
+            let base = base.map_err(|error| queue.fault(error))?;
             let ring = &queue.ring;
-            let base = ring.returned().map_err(|error| queue.fault(error))?;
             let at = ring.addresses();
             let user = |addr| memory.user(addr).ok_or(GuestError::NoMemory);
             let place = VringConfigData {
@@ -181,10 +236,24 @@ impl Link {
                 avail_ring_addr: user(at.driver)?,
                 log_addr: None,
             };
+            let frontend = &mut self.frontend;
             let set = frontend.set_vring_num(index, ring.size());
             set.map_err(failed("SET_VRING_NUM"))?;
-            let set = frontend.set_vring_base(index, base);
-            set.map_err(failed("SET_VRING_BASE"))?;
+            match u16::try_from(base) {
+                Ok(base) => frontend
+                    .set_vring_base(index, base)
+                    .map_err(failed("SET_VRING_BASE"))?,
+                // The crate has no word for the upper half, where a packed ring's used place is.
+                Err(_) => {
+                    let state = VringState {
+                        index: index as u32,
+                        num: base,
+                    };
+                    let request = Request::SetVringBase(state);
+                    self.exchange("SET_VRING_BASE", &request, false)?;
+                }
+            }
+            let frontend = &mut self.frontend;
             let set = frontend.set_vring_addr(index, &place);
             set.map_err(failed("SET_VRING_ADDR"))?;
             let set = frontend.set_vring_err(index, &queue.err);
@@ -196,7 +265,7 @@ impl Link {
         }
         for (index, queue) in (0..).zip(queues) {
             if self.enables {
-                let set = frontend.set_vring_enable(index, true);
+                let set = self.frontend.set_vring_enable(index, true);
                 set.map_err(failed("SET_VRING_ENABLE"))?;
             }
             // There may be something in the ring that a predecessor was kicked for.
@@ -207,7 +276,10 @@ impl Link {
     }
 
     /// Stops the rings, as at the end of a VM: from then on the back-end uses none of the memory.
-    pub(super) fn stop(mut self, queues: [&Queue; RINGS as usize]) -> Result<(), GuestError> {
+    pub(super) fn stop<'a>(
+        mut self,
+        queues: impl Iterator<Item = &'a Queue>,
+    ) -> Result<(), GuestError> {
         let _watchdog = self.watchdog()?;
         for (index, queue) in (0..).zip(queues) {
             if self.enables {
@@ -216,16 +288,7 @@ impl Link {
             }
             let found = self.frontend.get_vring_base(index);
             let found = found.map_err(|error| GuestError::message("GET_VRING_BASE", error))?;
-            let (low, high) = queue.bounds()?;
-            let span = high.wrapping_sub(low);
-            if !u16::try_from(found).is_ok_and(|at| at.wrapping_sub(low) <= span) {
-                return Err(GuestError::Broken(Fault::Base {
-                    ring: queue.name,
-                    found,
-                    low,
-                    high,
-                }));
-            }
+            queue.check_base(found)?;
         }
         Ok(())
     }

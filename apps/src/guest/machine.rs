@@ -7,7 +7,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vvu::protocol::Features;
 use vvu::socket::Endpoint;
-use vvu::virtqueue::Ring;
 use vvu_pmd::net::feature;
 
 use super::args::{MAX_FRAME, Options, Socket};
@@ -15,6 +14,7 @@ use super::error::{Fault, GuestError, io};
 use super::link::{Link, NetSpace, Wanted};
 use super::memory::Memory;
 use super::queues::{Format, Queue, Receiver, Sender};
+use super::wrap::{self, Request};
 use crate::port::Mac;
 use crate::signals::Shutdown;
 
@@ -56,8 +56,31 @@ impl Flow {
 /// What a bed tells a hang-up by; everything else only wakes.
 const HANG_UP: u64 = 1;
 
+/// A pair of rings.
+struct Pair {
+    receiver: Receiver,
+    sender: Sender,
+}
+
+/// All rings, in the order of their numbers.
+fn queues(pairs: &[Pair]) -> impl Iterator<Item = &Queue> {
+    pairs
+        .iter()
+        .flat_map(|pair| [&pair.receiver.queue, &pair.sender.queue])
+}
+
+fn queues_mut(pairs: &mut [Pair]) -> impl Iterator<Item = &mut Queue> {
+    pairs
+        .iter_mut()
+        .flat_map(|pair| [&mut pair.receiver.queue, &mut pair.sender.queue])
+}
+
 /// A place to sleep at, where a hang-up, a signal and the calls of `queues` wake.
-fn bed(link: &Link, shutdown: &Shutdown, queues: [&Queue; 2]) -> std::io::Result<Epoll> {
+fn bed<'a>(
+    link: &Link,
+    shutdown: &Shutdown,
+    queues: impl Iterator<Item = &'a Queue>,
+) -> std::io::Result<Epoll> {
     let bed = Epoll::new()?;
     let watch = |fd: &dyn AsRawFd, data| {
         let event = EpollEvent::new(EventSet::IN, data);
@@ -83,8 +106,9 @@ pub(super) struct Machine<'a> {
     wanted: Wanted,
     format: Format,
     memory: Memory,
-    receiver: Receiver,
-    sender: Sender,
+    pairs: Vec<Pair>,
+    /// The pair that sends at the moment.
+    current: usize,
     mac: [u8; 6],
     max_frame: usize,
     connections: u64,
@@ -108,13 +132,20 @@ impl<'a> Machine<'a> {
         let space = link.space()?;
         let format = Format(link.features);
         let (mac, max_frame) = card(space, format, options);
+        // With offloads, frames are as long as packets can be.
+        let longest = match options.offloads {
+            true => wrap::LONGEST,
+            false => max_frame,
+        };
         let buffer_len = options.rx_buffer.unwrap_or(match format.mergeable() {
             true => 2048,
-            false => ((max_frame + format.header()) as u32).max(2048),
+            false => ((longest + format.header()) as u32).max(2048),
         });
         let size = options.queue_size;
-        let rings = u64::from(options.regions) * (2 * Ring::bytes(size) as u64 + 8192);
-        let needed = rings + Receiver::bytes(size, buffer_len) + Sender::bytes(size, max_frame);
+        let pair = Receiver::bytes(size, buffer_len) + Sender::bytes(size, longest);
+        // What does not fit a region exactly, is lost there.
+        let waste = u64::from(options.regions) * (pair / 8 + 16384);
+        let needed = u64::from(options.pairs) * pair + waste;
         let mut memory = match &options.memory_file {
             Some(path) => Memory::in_file(path, options.regions)?,
             None => {
@@ -122,10 +153,15 @@ impl<'a> Machine<'a> {
                 Memory::new(len, options.regions, true)?
             }
         };
-        let mut receiver = Receiver::new(&mut memory, size, buffer_len, format)?;
-        let mut sender = Sender::new(&mut memory, size, max_frame, format)?;
-        link.start(&memory, [&mut receiver.queue, &mut sender.queue])?;
-        let bed = bed(&link, shutdown, [&receiver.queue, &sender.queue]);
+        let mut pairs = Vec::new();
+        for _ in 0..options.pairs {
+            pairs.push(Pair {
+                receiver: Receiver::new(&mut memory, size, buffer_len, format)?,
+                sender: Sender::new(&mut memory, size, longest, format)?,
+            });
+        }
+        link.start(&memory, queues_mut(&mut pairs))?;
+        let bed = bed(&link, shutdown, queues(&pairs));
         tracing::info!(
             "connected: features {:#x}, {} regions, rings of {size}",
             format.0,
@@ -141,8 +177,8 @@ impl<'a> Machine<'a> {
             wanted,
             format,
             memory,
-            receiver,
-            sender,
+            pairs,
+            current: 0,
             mac,
             max_frame,
             connections: 1,
@@ -161,9 +197,27 @@ impl<'a> Machine<'a> {
         self.max_frame
     }
 
-    /// How many receive buffers there are, and how long each is.
+    /// How many receive buffers each pair has, and how long each is.
     pub(super) fn receive_buffers(&self) -> (u16, u32) {
-        self.receiver.buffers()
+        let first = self.pairs.first();
+        first.map_or((0, 0), |pair| pair.receiver.buffers())
+    }
+
+    /// The pair that sends at the moment.
+    fn sender(&mut self) -> &mut Sender {
+        let current = self.current % self.pairs.len().max(1);
+        &mut self.pairs[current].sender
+    }
+
+    /// Lets the next pair send, if what was sent before has been taken: so its order stays.
+    pub(super) fn turn(&mut self) -> Result<(), GuestError> {
+        if self.pairs.len() > 1 {
+            self.reclaim()?;
+            if self.in_flight() == 0 {
+                self.current = (self.current + 1) % self.pairs.len();
+            }
+        }
+        Ok(())
     }
 
     /// The virtio features in use.
@@ -188,7 +242,8 @@ impl<'a> Machine<'a> {
 
     /// Frames that the back-end has not taken yet.
     pub(super) fn in_flight(&self) -> u16 {
-        self.sender.in_flight()
+        let each = self.pairs.iter().map(|pair| pair.sender.in_flight());
+        each.fold(0, u16::saturating_add)
     }
 
     /// How long the back-end may take.
@@ -201,32 +256,44 @@ impl<'a> Machine<'a> {
         self.shutdown.raised()
     }
 
-    /// Shows up to `budget` frames that arrived, at least the first `snap` bytes of each, and its
+    /// Shows up to `budget` frames that arrived on each ring, at least the first `snap` bytes of each, and its
     /// length. Returns how many there were.
     pub(super) fn poll(
         &mut self,
         budget: usize,
         snap: usize,
-        mut each: impl FnMut(&[u8], usize),
+        mut each: impl FnMut(&[u8], usize, &Request),
     ) -> Result<usize, GuestError> {
-        let mut bytes = 0;
-        let count = self.receiver.poll(budget, snap, |frame, len| {
-            bytes += len as u64;
-            each(frame, len);
-        })?;
+        let (mut bytes, mut count) = (0, 0);
+        for pair in &mut self.pairs {
+            count += pair.receiver.poll(budget, snap, |frame, len, request| {
+                bytes += len as u64;
+                each(frame, len, request);
+            })?;
+        }
         self.received.add(count as u64, bytes);
         Ok(count)
     }
 
     /// Whether there is room for another frame, in as many pieces as may be.
     pub(super) fn has_room(&mut self) -> Result<bool, GuestError> {
-        Ok(self.sender.has_room()?)
+        Ok(self.sender().has_room()?)
     }
 
     /// Adds a frame, cut into pieces (see [`Sender::add`]); `false` if there is no room. It goes
     /// with the next [`Machine::flush`].
     pub(super) fn add(&mut self, frame: &[u8], cuts: &[usize]) -> Result<bool, GuestError> {
-        let added = self.sender.add(frame, cuts)?;
+        self.add_with(&wrap::NONE, frame, cuts)
+    }
+
+    /// The same with something left to do.
+    pub(super) fn add_with(
+        &mut self,
+        request: &Request,
+        frame: &[u8],
+        cuts: &[usize],
+    ) -> Result<bool, GuestError> {
+        let added = self.sender().add(request, frame, cuts)?;
         if added {
             self.sent.add(1, frame.len() as u64);
         }
@@ -235,12 +302,16 @@ impl<'a> Machine<'a> {
 
     /// Sends what was added.
     pub(super) fn flush(&mut self) {
-        self.sender.queue.flush();
+        self.sender().queue.flush();
     }
 
     /// Sends up to `limit` frames like `frame`; see [`Sender::blast`].
     pub(super) fn blast(&mut self, frame: &[u8], limit: u64) -> Result<u64, GuestError> {
-        let count = self.sender.blast(frame, limit)?;
+        let each = limit.div_ceil(self.pairs.len().max(1) as u64);
+        let mut count = 0;
+        for pair in &mut self.pairs {
+            count += pair.sender.blast(frame, each.min(limit - count))?;
+        }
         self.sent.add(count, count * frame.len() as u64);
         Ok(count)
     }
@@ -249,13 +320,22 @@ impl<'a> Machine<'a> {
     pub(super) fn drain(&mut self) -> Result<(), GuestError> {
         let mut deadline = Instant::now() + self.timeout();
         while self.in_flight() > 0 && !self.stopped() {
-            if self.sender.reclaim()? > 0 {
+            if self.reclaim()? > 0 {
                 deadline = Instant::now() + self.timeout();
             } else if self.wait(deadline, true)? == Woken::Late {
                 return Err(Fault::Stuck(self.options.timeout).into());
             }
         }
         Ok(())
+    }
+
+    /// Takes back what the back-end is done with; how many frames that were.
+    fn reclaim(&mut self) -> Result<usize, GuestError> {
+        let mut count = 0;
+        for pair in &mut self.pairs {
+            count += pair.sender.reclaim()?;
+        }
+        Ok(count)
     }
 
     /// Waits until a frame arrives, or, with `room`, until one was taken. Returns early now and
@@ -279,13 +359,17 @@ impl<'a> Machine<'a> {
                 _ => break,
             }
         }
-        if self.receiver.queue.ring.enable_calls() || room && self.sender.queue.ring.enable_calls()
-        {
-            return Ok(Woken::Ready);
+        for pair in &mut self.pairs {
+            if pair.receiver.queue.ring.enable_calls()
+                || room && pair.sender.queue.ring.enable_calls()
+            {
+                return Ok(Woken::Ready);
+            }
         }
         let gone = self.sleep(deadline.saturating_duration_since(Instant::now()))?;
-        self.receiver.queue.ring.disable_calls();
-        self.sender.queue.ring.disable_calls();
+        for queue in queues_mut(&mut self.pairs) {
+            queue.ring.disable_calls();
+        }
         if gone && !self.is_ready(room) {
             self.reconnect()?;
             return Ok(Woken::Reconnected);
@@ -294,7 +378,9 @@ impl<'a> Machine<'a> {
     }
 
     fn is_ready(&self, room: bool) -> bool {
-        self.receiver.queue.ring.has_used() || room && self.sender.queue.ring.has_used()
+        self.pairs.iter().any(|pair| {
+            pair.receiver.queue.ring.has_used() || room && pair.sender.queue.ring.has_used()
+        })
     }
 
     /// Sleeps until a call, a signal or a hang-up, at most for `time`; whether it was the last.
@@ -308,7 +394,7 @@ impl<'a> Machine<'a> {
         let count = self.bed.wait(millis, &mut events).unwrap_or(0);
         let hung_up = |event: &EpollEvent| event.data() == HANG_UP;
         let over = events.iter().take(count).any(hung_up) && link.is_over();
-        for queue in [&self.receiver.queue, &self.sender.queue] {
+        for queue in queues(&self.pairs) {
             let _ = queue.call.read();
             if queue.err.read().is_ok() && !over {
                 return Err(Fault::Signalled(queue.name).into());
@@ -359,10 +445,8 @@ impl<'a> Machine<'a> {
         if now != before {
             return Err(GuestError::Changed { before, now });
         }
-        let queues = [&mut self.receiver.queue, &mut self.sender.queue];
-        link.start(&self.memory, queues)?;
-        let queues = [&self.receiver.queue, &self.sender.queue];
-        self.bed = bed(&link, self.shutdown, queues).map_err(io("wait for events"))?;
+        link.start(&self.memory, queues_mut(&mut self.pairs))?;
+        self.bed = bed(&link, self.shutdown, queues(&self.pairs)).map_err(io("wait for events"))?;
         Ok(link)
     }
 
@@ -370,7 +454,7 @@ impl<'a> Machine<'a> {
     pub(super) fn stop(self) -> Result<(), GuestError> {
         match self.link {
             None => Ok(()),
-            Some(link) => link.stop([&self.receiver.queue, &self.sender.queue]),
+            Some(link) => link.stop(queues(&self.pairs)),
         }
     }
 }
@@ -427,7 +511,12 @@ fn nobody(socket: &Socket, options: &Options) -> GuestError {
 /// The features to accept.
 pub(super) fn wanted(options: &Options) -> Wanted {
     let version_1 = Features::VERSION_1.bits();
-    let mut features = feature::MAC | feature::MTU;
+    let offloads = if options.offloads {
+        wrap::feature::ALL
+    } else {
+        0
+    };
+    let mut features = feature::MAC | feature::MTU | offloads;
     for (bit, refused) in [
         (version_1, options.no_version_1),
         (Features::EVENT_IDX.bits(), options.no_event_idx),
@@ -436,9 +525,17 @@ pub(super) fn wanted(options: &Options) -> Wanted {
     ] {
         features |= if refused { 0 } else { bit };
     }
+    let mut needed = if options.no_version_1 { 0 } else { version_1 };
+    for (bit, asked) in [
+        (Features::RING_PACKED.bits(), options.packed),
+        (Features::IN_ORDER.bits(), options.in_order),
+    ] {
+        needed |= if asked { bit } else { 0 };
+    }
     Wanted {
-        features,
-        needed: if options.no_version_1 { 0 } else { version_1 },
+        features: features | needed,
+        needed,
+        pairs: options.pairs,
         protocol_features: !options.no_protocol_features,
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! `memory` is what is shared, `queues` the driver of the two rings, `link` one connection,
 //! `machine` all of that as jobs see it, over reconnects. `frames` is what the jobs send each
-//! other.
+//! other, `wrap` the packets around them where offloads are tried.
 
 mod abuse;
 pub(crate) mod args;
@@ -20,6 +20,7 @@ mod machine;
 mod memory;
 mod queues;
 pub(crate) mod report;
+mod wrap;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,9 @@ pub(crate) fn run(guest: &Guest) -> anyhow::Result<ExitCode> {
     let Some(socket) = &options.socket else {
         missing_socket();
     };
+    if !options.packed && !options.queue_size.is_power_of_two() {
+        odd_size(options.queue_size);
+    }
     let shutdown = Shutdown::new()?;
     let mut report = Report {
         job: name(&guest.job).to_owned(),
@@ -94,6 +98,14 @@ fn missing_socket() -> ! {
     use clap::CommandFactory;
     let kind = clap::error::ErrorKind::MissingRequiredArgument;
     let text = "--socket PATH is missing: where does the back-end listen?";
+    crate::args::Args::command().error(kind, text).exit()
+}
+
+/// Only packed rings have any size.
+fn odd_size(size: u16) -> ! {
+    use clap::CommandFactory;
+    let kind = clap::error::ErrorKind::InvalidValue;
+    let text = format!("--queue-size {size}: without --packed a power of two is needed");
     crate::args::Args::command().error(kind, text).exit()
 }
 

@@ -5,12 +5,13 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vvu::memory::Area;
 use vvu::pci::DmaMemory;
 use vvu::protocol::Features;
-use vvu::virtqueue::{Buffer, DESCRIPTOR_LEN, QueueError, Ring, Used};
+use vvu::virtqueue::{self, Buffer, DESCRIPTOR_LEN, QueueError, Ring, Used};
 use vvu_pmd::net::feature;
 
 use super::GuestError;
 use super::error::{Fault, io};
 use super::memory::Memory;
+use super::wrap::{self, Request};
 
 /// Most pieces that a frame to send is cut into.
 pub(super) const MAX_PIECES: usize = 8;
@@ -26,8 +27,16 @@ impl Format {
         self.0 & bit != 0
     }
 
-    fn event_idx(self) -> bool {
-        self.has(Features::EVENT_IDX.bits())
+    fn ring(self) -> virtqueue::Format {
+        virtqueue::Format {
+            packed: self.has(Features::RING_PACKED.bits()),
+            event_idx: self.has(Features::EVENT_IDX.bits()),
+            in_order: self.in_order(),
+        }
+    }
+
+    fn in_order(self) -> bool {
+        self.has(Features::IN_ORDER.bits())
     }
 
     fn modern(self) -> bool {
@@ -69,7 +78,7 @@ impl Queue {
         format: Format,
     ) -> Result<Self, GuestError> {
         let bytes = memory.alloc(region, Ring::bytes(size), ALIGN)?;
-        let ring = Ring::new(&bytes, 0, size, format.event_idx());
+        let ring = Ring::new(&bytes, 0, size, format.ring());
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(io("make an eventfd"));
         Ok(Self {
             name,
@@ -91,10 +100,20 @@ impl Queue {
         }
     }
 
-    /// The indices between which the back-end must be: what it returned, and what it was given.
-    pub(super) fn bounds(&self) -> Result<(u16, u16), Fault> {
-        let low = self.ring.returned().map_err(|error| self.fault(error))?;
-        Ok((low, self.ring.published()))
+    /// Checks where the back-end says to have stopped: between what it returned and what it was
+    /// given.
+    pub(super) fn check_base(&self, found: u32) -> Result<(), Fault> {
+        let fault = |error| self.fault(error);
+        if self.ring.can_stop_at(found).map_err(fault)? {
+            return Ok(());
+        }
+        let (low, high) = self.ring.bounds().map_err(fault)?;
+        Err(Fault::Base {
+            ring: self.name,
+            found,
+            low,
+            high,
+        })
     }
 
     /// Publishes what was added and kicks if the back-end wants it.
@@ -166,13 +185,13 @@ impl Receiver {
         (self.queue.ring.size(), self.buffer_len)
     }
 
-    /// Takes up to `budget` frames and shows `each` one's length and at least its first `snap`
-    /// bytes, if it has that many. Their buffers go back to the back-end.
+    /// Takes up to `budget` frames and shows `each` one's length, what is left to do with it, and at
+    /// least its first `snap` bytes, if it has that many. Their buffers go back to the back-end.
     pub(super) fn poll(
         &mut self,
         budget: usize,
         snap: usize,
-        mut each: impl FnMut(&[u8], usize),
+        mut each: impl FnMut(&[u8], usize, &Request),
     ) -> Result<usize, Fault> {
         let mut count = 0;
         while count < budget
@@ -180,7 +199,7 @@ impl Receiver {
         {
             let header = self.format.header();
             self.frame.clear();
-            let merged = self.header(used.head, used.len)?;
+            let (merged, request) = self.header(used.head, used.len)?;
             let mut len = self.copy(used.head, header, used.len, snap)?;
             self.queue.ring.again(used.head);
             for there in 1..merged {
@@ -190,7 +209,7 @@ impl Receiver {
                 len += self.copy(more.head, 0, more.len, snap)?;
                 self.queue.ring.again(more.head);
             }
-            each(&self.frame, len);
+            each(&self.frame, len, &request);
             count += 1;
         }
         if count > 0 {
@@ -199,8 +218,9 @@ impl Receiver {
         Ok(count)
     }
 
-    /// Checks the header of a frame whose first buffer has `len` bytes; how many buffers it has.
-    fn header(&self, head: u16, len: u32) -> Result<u16, Fault> {
+    /// Checks the header of a frame whose first buffer has `len` bytes; how many buffers it has,
+    /// and what is left to do.
+    fn header(&self, head: u16, len: u32) -> Result<(u16, Request), Fault> {
         let mut bytes = [0; 12];
         let header = bytes.get_mut(..self.format.header()).unwrap_or_default();
         if header.len() >= len as usize {
@@ -209,14 +229,15 @@ impl Receiver {
         if let Some(buffer) = self.buffers.get(usize::from(head)) {
             buffer.slice().copy_to(header);
         }
-        let [flags, gso, .., low, high] = bytes;
-        if flags != 0 || gso != 0 {
+        let [request @ .., low, high] = bytes;
+        if !wrap::may_arrive(self.format.0, &request) {
+            let [flags, gso, ..] = request;
             return Err(Fault::Offload { flags, gso });
         }
         match u16::from_le_bytes([low, high]) {
-            _ if !self.format.mergeable() => Ok(1),
+            _ if !self.format.mergeable() => Ok((1, request)),
             0 => Err(Fault::Merged { found: 0, there: 1 }),
-            merged => Ok(merged),
+            merged => Ok((merged, request)),
         }
     }
 
@@ -257,7 +278,6 @@ pub(super) struct Sender {
     place_of: Box<[u16]>,
     /// Where in a place an indirect table is.
     table: usize,
-    zeroes: [u8; 12],
 }
 
 impl Sender {
@@ -288,7 +308,6 @@ impl Sender {
             idle: (0..size).rev().collect(),
             place_of: vec![0; usize::from(size)].into(),
             table: (12 + max_frame).next_multiple_of(16),
-            zeroes: [0; 12],
         })
     }
 
@@ -300,16 +319,21 @@ impl Sender {
         Ok(!self.idle.is_empty() && self.queue.ring.free() >= MAX_PIECES)
     }
 
-    /// Adds a frame, in a chain that is cut at `cuts` (ascending, counted from the header's
-    /// beginning). `false` if there is no room.
-    pub(super) fn add(&mut self, frame: &[u8], cuts: &[usize]) -> Result<bool, Fault> {
+    /// Adds a frame with what is left to do, in a chain that is cut at `cuts` (ascending, counted
+    /// from the header's beginning). `false` if there is no room.
+    pub(super) fn add(
+        &mut self,
+        request: &Request,
+        frame: &[u8],
+        cuts: &[usize],
+    ) -> Result<bool, Fault> {
         if self.idle.is_empty() || self.queue.ring.free() < MAX_PIECES {
             self.reclaim()?;
         }
         let Some(number) = self.idle.pop() else {
             return Ok(false);
         };
-        match self.fill(number, frame, cuts) {
+        match self.fill(number, request, frame, cuts) {
             Some(head) => {
                 if let Some(place) = self.place_of.get_mut(usize::from(head)) {
                     *place = number;
@@ -323,11 +347,18 @@ impl Sender {
         }
     }
 
-    fn fill(&mut self, number: u16, frame: &[u8], cuts: &[usize]) -> Option<u16> {
+    fn fill(
+        &mut self,
+        number: u16,
+        request: &Request,
+        frame: &[u8],
+        cuts: &[usize],
+    ) -> Option<u16> {
         let place = self.places.get(usize::from(number))?;
         let header = self.format.header();
         let bytes = place.bytes.slice();
-        bytes.write_slice(self.zeroes.get(..header)?, 0).ok()?;
+        bytes.write_slice(request, 0).ok()?;
+        bytes.write_slice(&[0, 0], request.len()).ok()?;
         bytes.write_slice(frame, header).ok()?;
         let end = header + frame.len();
         let mut chain = [Buffer {
@@ -355,7 +386,8 @@ impl Sender {
         for (n, buffer) in chain.iter().enumerate() {
             let next = (n + 1 < count).then_some(n as u16 + 1);
             let at = self.table + n * DESCRIPTOR_LEN;
-            bytes.write_slice(&buffer.descriptor(next), at).ok()?;
+            let entry = self.queue.ring.table_entry(buffer, next);
+            bytes.write_slice(&entry, at).ok()?;
         }
         let table = place.iova + self.table as u64;
         self.queue.ring.push_indirect(table, count as u16).ok()
@@ -379,10 +411,12 @@ impl Sender {
     pub(super) fn blast(&mut self, frame: &[u8], limit: u64) -> Result<u64, Fault> {
         let mut count = 0;
         while count < limit {
-            if let Some(used) = self.queue.take()? {
+            // Those that must go in order go in order with what is added.
+            let as_it_was = !self.format.in_order();
+            if as_it_was && let Some(used) = self.queue.take()? {
                 // The chain and its bytes are as they were.
                 self.queue.ring.again(used.head);
-            } else if self.idle.is_empty() || !self.add(frame, &[])? {
+            } else if as_it_was && self.idle.is_empty() || !self.add(&wrap::NONE, frame, &[])? {
                 break;
             }
             count += 1;

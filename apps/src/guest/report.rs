@@ -142,6 +142,9 @@ pub(crate) struct Account {
     pub(crate) duplicated: u64,
     pub(crate) reordered: u64,
     pub(crate) corrupt: u64,
+    /// Frames that came as they were sent, although longer than any Ethernet's.
+    #[serde(default)]
+    pub(crate) long: u64,
     /// On their way when a connection broke: may be lost, or come twice.
     pub(crate) interrupted: u64,
     /// Frames of others.

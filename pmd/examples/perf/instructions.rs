@@ -1,19 +1,15 @@
 //! Instructions per packet by callgrind, compared with those in docs/performance.md.
-//!
-//! The same program twice: one asks, the other runs every cell under callgrind. Only what
-//! [`measured_poll`] calls is counted; [`cell_done`] ends a part of the profile.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::hint::black_box;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
-use vvu_pmd::net::{NetConfig, Switch, feature as net};
+use vvu_pmd::net::{NetConfig, feature as net};
 use vvu_pmd::vring::feature as ring;
 
-use crate::rig::{Guest, Rig, mac};
+use crate::callgrind::{self, cell_done, measured_poll};
+use crate::rig::{BUFFER, Guest, Rig, mac};
 
 /// What may be asked for.
 #[derive(Debug, clap::Args)]
@@ -115,21 +111,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the counting begins: callgrind knows this function by its name.
-#[inline(never)]
-fn measured_poll(switch: &mut Switch) -> bool {
-    let worked = switch.poll(0);
-    // No jump to the switch instead of a call, which would look like leaving this function.
-    black_box(worked)
-}
-
-/// Callgrind ends a part of its profile when this returns.
-#[inline(never)]
-fn cell_done(packets: usize) {
-    // The asking program reads this.
-    println!("{}", black_box(packets));
-}
-
 fn run_cells() -> anyhow::Result<()> {
     for (_, features) in drivers() {
         for (way, _) in WAYS {
@@ -145,12 +126,14 @@ fn run_cells() -> anyhow::Result<()> {
 /// Runs a cell. Returns the packets that were counted.
 fn run_cell(way: Way, features: u64, size: usize) -> anyhow::Result<usize> {
     let mut rig = Rig::new()?;
-    let mut guests = vec![rig.guest(features)?];
+    let mut guests = vec![rig.guest(features, BUFFER)?];
     match way {
         Way::G2b => rig.null(),
         Way::B2g => rig.generator(size, 0)?,
-        Way::Loop => rig.echo(),
-        Way::Switch => guests.push(rig.guest(features)?),
+        Way::Loop => {
+            rig.echo();
+        }
+        Way::Switch => guests.push(rig.guest(features, BUFFER)?),
     }
     let sends = !matches!(way, Way::B2g);
     // The neighbour, if there is one.
@@ -180,58 +163,16 @@ fn run_cell(way: Way, features: u64, size: usize) -> anyhow::Result<usize> {
 
 /// Runs all cells in a process of their own, and puts the counts together.
 fn under_callgrind() -> anyhow::Result<Table> {
-    let folder = std::env::temp_dir().join(format!("vvu-perf-{}", std::process::id()));
-    std::fs::create_dir(&folder)?;
-    let counted = count_in(&folder);
-    let _ = std::fs::remove_dir_all(&folder);
-    counted
-}
-
-fn count_in(folder: &Path) -> anyhow::Result<Table> {
-    let out = folder.join("part");
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--quiet"])
-        .arg("--toggle-collect=*measured_poll*")
-        .arg("--dump-after=*cell_done*")
-        .arg(format!("--callgrind-out-file={}", out.display()))
-        .arg(std::env::current_exe()?)
-        .args(["instructions", "--inner"])
-        // The C library's copies by the plainest instructions, whatever this processor has.
-        .env("GLIBC_TUNABLES", TUNABLES)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run valgrind (Debian's package has that name)")?;
-    ensure!(output.status.success(), "the measured program failed");
-    let packets = String::from_utf8(output.stdout)?;
-    let mut packets = packets.lines().map(str::parse::<f64>);
+    let counts = callgrind::count(&["instructions", "--inner"])?;
+    let mut counts = counts.chunks_exact(SIZES.len());
     let mut table = Table::new();
-    let mut part = 0;
     for (driver, _) in drivers() {
         for (_, way) in WAYS {
-            let row = table.entry((driver.into(), way.into())).or_default();
-            for _ in SIZES {
-                part += 1;
-                let profile = std::fs::read_to_string(format!("{}.{part}", out.display()))
-                    .with_context(|| format!("callgrind wrote no part {part}"))?;
-                let packets = packets.next().context("a cell is missing")??;
-                ensure!(packets > 0.0, "{driver} {way}: no packet was forwarded");
-                row.push(total(&profile)? / packets);
-            }
+            let row = counts.next().context("a cell is missing")?;
+            table.insert((driver.into(), way.into()), row.to_vec());
         }
     }
     Ok(table)
-}
-
-/// Features that choose among the C library's copies.
-const TUNABLES: &str = "glibc.cpu.hwcaps=-AVX2,-AVX512F,-AVX512VL,-ERMS,-FSRM";
-
-/// Instructions in a part of a profile.
-fn total(profile: &str) -> anyhow::Result<f64> {
-    let line = profile.lines().find_map(|line| {
-        line.strip_prefix("totals: ")
-            .or_else(|| line.strip_prefix("summary: "))
-    });
-    Ok(line.context("a profile without a total")?.trim().parse()?)
 }
 
 const BEGIN: &str = "<!-- ./run perf instructions --accept -->\n";

@@ -2,8 +2,11 @@
 //!
 //! `./run perf` builds and runs this; docs/performance.md has what came of it.
 
+mod callgrind;
 mod instructions;
+mod plot;
 mod rig;
+mod scaling;
 
 use clap::{Parser, Subcommand};
 
@@ -19,10 +22,13 @@ struct Args {
 enum What {
     /// Instructions per packet, counted by callgrind: the same on a busy machine
     Instructions(instructions::Args),
+    /// Cost per packet from 1 to 64 ports, and from 1 to 65536 addresses
+    Scaling(scaling::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().what {
         What::Instructions(args) => instructions::run(&args),
+        What::Scaling(args) => scaling::run(&args),
     }
 }

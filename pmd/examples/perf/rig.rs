@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use vvu::memory::VolatileSlice;
 use vvu_pmd::mock::{Buffer, MockGuest, MockQueue};
 use vvu_pmd::net::{Fdb, Inbox, NetConfig, Place, Shared, Switch};
 use vvu_pmd::port::{Generator, PreparedRing, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx};
@@ -17,8 +18,11 @@ pub(crate) const ENTRIES: u16 = 256;
 /// See [`ENTRIES`].
 pub(crate) const BURST: usize = 32;
 
-/// Bytes of a guest's buffer, as most drivers have them.
-const BUFFER: usize = 2048;
+/// Bytes of a guest's buffer, as most drivers have them...
+pub(crate) const BUFFER: usize = 2048;
+/// ...and what is between two: in all an odd number of cache lines, so that buffers are not all in
+/// the same few sets of a cache.
+const GAP: usize = 5 * 64;
 
 /// A source address for port `port`, and further ones by `number`.
 pub(crate) fn mac(port: u16, number: u16) -> [u8; 6] {
@@ -62,10 +66,20 @@ impl Rig {
         self.switch.add(number, RxPort::None, null, stats);
     }
 
-    /// A port that sends back what comes.
-    pub(crate) fn echo(&mut self) {
+    /// A port that sends back what comes. Returns its number.
+    pub(crate) fn echo(&mut self) -> u16 {
         let (number, _) = self.stats();
         self.switch.place(number, Place::Echo { swap: true });
+        number
+    }
+
+    /// Port `number` is where its first address is.
+    pub(crate) fn learn(&mut self, number: u16) {
+        let mut frame = [0; 60];
+        frame[..6].copy_from_slice(&mac(number, 0));
+        frame[6..12].copy_from_slice(&mac(number, 0));
+        self.switch
+            .inject(number, VolatileSlice::from(&mut frame[..]));
     }
 
     /// A port that sends frames of `size` bytes to the guest at port `to`.
@@ -77,13 +91,13 @@ impl Rig {
         Ok(())
     }
 
-    /// A guest whose driver has accepted `features`.
-    pub(crate) fn guest(&mut self, features: u64) -> anyhow::Result<Guest> {
+    /// A guest whose driver has accepted `features`, with buffers of so many bytes.
+    pub(crate) fn guest(&mut self, features: u64, buffer: usize) -> anyhow::Result<Guest> {
         let (number, stats) = self.stats();
         let name: Arc<str> = format!("guest {number}").into();
         let rings = || Rings::new(Arc::clone(&name), Arc::clone(&stats));
         let (mut rx, mut tx) = (VhostRx::new(rings()), VhostTx { rings: rings() });
-        let mut guest = Guest::new(number, features);
+        let mut guest = Guest::new(number, features, buffer);
         let kind = NetConfig::ring_kind(features);
         for (queue, index, rings) in [
             (&mut guest.rx, 0, &mut tx.rings),
@@ -128,13 +142,15 @@ struct Queue {
 }
 
 impl Queue {
-    fn new(memory: &mut MockGuest, features: u64) -> Self {
+    fn new(memory: &mut MockGuest, features: u64, buffer: usize) -> Self {
         let driver = MockQueue::new(memory, ENTRIES, features, 0);
         // A driver that polls wants no calls.
         driver.set_no_interrupt(true);
         Self {
             driver,
-            free: (0..ENTRIES).map(|_| memory.alloc(BUFFER, 64)).collect(),
+            free: (0..ENTRIES)
+                .map(|_| memory.alloc(buffer + GAP, 64))
+                .collect(),
             flying: vec![0; ENTRIES.into()],
             ends: Vec::new(),
         }
@@ -167,19 +183,21 @@ impl Queue {
 pub(crate) struct Guest {
     pub(crate) number: u16,
     memory: MockGuest,
+    buffer: usize,
     header: usize,
     rx: Queue,
     tx: Queue,
 }
 
 impl Guest {
-    fn new(number: u16, features: u64) -> Self {
+    fn new(number: u16, features: u64, buffer: usize) -> Self {
         let mut memory = MockGuest::new(0x1000, &[2 << 20]);
-        let rx = Queue::new(&mut memory, features);
-        let tx = Queue::new(&mut memory, features);
+        let rx = Queue::new(&mut memory, features, buffer);
+        let tx = Queue::new(&mut memory, features, buffer);
         let mut guest = Self {
             number,
             memory,
+            buffer,
             header: NetConfig::ring_kind(features).header,
             rx,
             tx,
@@ -189,7 +207,7 @@ impl Guest {
     }
 
     fn refill(&mut self) {
-        while self.rx.add(BUFFER, true).is_some() {}
+        while self.rx.add(self.buffer, true).is_some() {}
         self.rx.driver.publish();
     }
 

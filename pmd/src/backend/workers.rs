@@ -15,8 +15,8 @@ use crate::port::uplink::{self, TapConfig, UplinkError, XdpConfig};
 use crate::port::{Generator, MAX_FRAME, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx};
 use crate::stats::{PortSnapshot, PortStats, Snapshot, WorkerStats};
 use crate::vring::RingError;
-use crate::wake::{Quiet, Waker};
-use crate::worker::{Poller, Worker, WorkerError};
+use crate::wake::{Kicks, Quiet, Waker};
+use crate::worker::{Poller, Polling, Worker, WorkerError};
 
 /// What is wanted of the switch as a whole.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Config {
     pub queue: usize,
     /// Buffers for frames between workers; none are made for a single worker.
     pub mbufs: usize,
+    /// When workers sleep.
+    pub polling: Polling,
 }
 
 impl Default for Config {
@@ -35,6 +37,7 @@ impl Default for Config {
             ageing: 300,
             queue: 1024,
             mbufs: 2048,
+            polling: Polling::default(),
         }
     }
 }
@@ -141,6 +144,15 @@ impl Poller for Switch {
     fn disable_kicks(&mut self) {
         Self::disable_kicks(self);
     }
+    fn rest(&mut self) {
+        Self::rest(self);
+    }
+    fn kicked(&mut self, kicks: &Kicks) {
+        Self::kicked(self, kicks);
+    }
+    fn resting(&self) -> usize {
+        Self::resting(self)
+    }
     fn has_mail(&self) -> bool {
         Self::has_mail(self)
     }
@@ -226,7 +238,8 @@ impl Workers {
             let stats = Arc::<WorkerStats>::default();
             let switch = Switch::new(number, shared.clone(), Arc::clone(&stats));
             let switch = switch.ok_or(BackendError::NoWorker(number, cpus.len()))?;
-            threads.push(Arc::new(Worker::start(cpu, switch, waker, stats)?));
+            let worker = Worker::start(cpu, switch, waker, stats, config.polling)?;
+            threads.push(Arc::new(worker));
         }
         Ok(Self {
             threads,

@@ -184,9 +184,14 @@ impl MockQueue {
 
     /// Publishes, and kicks if the device wants it.
     pub fn submit(&mut self) {
-        if self.publish()
-            && let Some(kick) = &self.kick
-        {
+        if self.publish() {
+            self.kick_now();
+        }
+    }
+
+    /// Kicks, whether the device wants it or not.
+    pub fn kick_now(&self) {
+        if let Some(kick) = &self.kick {
             signal(kick);
         }
     }

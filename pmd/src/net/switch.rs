@@ -16,7 +16,7 @@ use crate::mempool::Mempool;
 use crate::port::capture::Pen;
 use crate::port::{BURST, Burst, Heads, Parcel, RxPort, Stats, TxPort};
 use crate::stats::WorkerStats;
-use crate::wake::{Quiet, Waker};
+use crate::wake::{Kicks, Quiet, Waker};
 
 /// Frames on their way to one worker.
 #[derive(Debug)]
@@ -75,7 +75,10 @@ struct Incoming {
 #[derive(Debug)]
 pub struct Switch {
     rx: Vec<Incoming>,
-    /// Place of the port to begin with.
+    /// Places in `rx` of the ports that may have something, and how many rings of all rest.
+    awake: Vec<u16>,
+    resting: usize,
+    /// Place in `awake` of the port to begin with.
     first: usize,
     heads: Heads,
     inbox: Arc<Inbox>,
@@ -88,6 +91,8 @@ impl Switch {
     pub fn new(number: usize, shared: Shared, stats: Arc<WorkerStats>) -> Option<Self> {
         Some(Self {
             rx: Vec::new(),
+            awake: Vec::new(),
+            resting: 0,
             first: 0,
             heads: Heads::default(),
             inbox: Arc::clone(shared.inboxes.get(number)?),
@@ -111,6 +116,7 @@ impl Switch {
     /// Owns port `number` from now on.
     pub fn add(&mut self, number: u16, rx: RxPort, tx: TxPort, stats: Stats) {
         self.rx.push(Incoming { number, rx });
+        self.refresh();
         let port = self.out.port(number);
         port.tx = Some(tx);
         port.stats = Some(stats);
@@ -122,6 +128,7 @@ impl Switch {
         self.place(number, Place::Absent);
         let at = self.rx.iter().position(|port| port.number == number);
         let rx = at.map(|at| self.rx.remove(at).rx);
+        self.refresh();
         let port = self.out.port(number);
         port.stats = None;
         (rx, port.tx.take())
@@ -160,14 +167,16 @@ impl Switch {
         let worked = self.poll_inbox();
         // The first port that has something finds most room where all want to send. So the next
         // round begins behind it.
-        let ports = self.rx.len();
+        let ports = self.awake.len();
         let first = if self.first < ports { self.first } else { 0 };
         let mut next = first;
         let mut found = false;
-        let (before, after) = self.rx.split_at_mut(first);
-        for Incoming { number, rx } in after.iter_mut().chain(before) {
-            let out = &mut self.out;
-            found |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+        let (before, after) = self.awake.split_at(first);
+        for place in after.iter().chain(before) {
+            if let Some(Incoming { number, rx }) = self.rx.get_mut(usize::from(*place)) {
+                let out = &mut self.out;
+                found |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+            }
             next += usize::from(!found);
         }
         self.first = match next + 1 {
@@ -210,11 +219,35 @@ impl Switch {
         quiet.fold(Quiet::Kicked, Quiet::and)
     }
 
-    /// Asks all rings for no kicks, because the worker polls.
+    /// Asks all rings for no kicks, because the worker polls all of them.
     pub fn disable_kicks(&mut self) {
-        for port in &mut self.rx {
-            port.rx.disable_kicks();
-        }
+        self.rx.iter_mut().for_each(|port| port.rx.disable_kicks());
+        self.refresh();
+    }
+
+    /// Some time went by: rings that had nothing for a while ask for kicks, and are not polled.
+    pub fn rest(&mut self) {
+        self.rx.iter_mut().for_each(|port| port.rx.rest());
+        self.refresh();
+    }
+
+    /// These kicks came, or the worker does not sleep any more.
+    pub fn kicked(&mut self, kicks: &Kicks) {
+        self.rx.iter_mut().for_each(|port| port.rx.kicked(kicks));
+        self.refresh();
+    }
+
+    /// How many rings rest.
+    pub fn resting(&self) -> usize {
+        self.resting
+    }
+
+    fn refresh(&mut self) {
+        let ports = self.rx.iter().zip(0..);
+        let awake = ports.filter(|(port, _)| !port.rx.is_asleep());
+        self.awake.clear();
+        self.awake.extend(awake.map(|(_, place)| place));
+        self.resting = self.rx.iter().map(|port| port.rx.resting()).sum();
     }
 
     /// Whether frames from other workers wait.

@@ -13,6 +13,9 @@ pub mod capture;
 pub mod flow;
 mod generator;
 pub mod offload;
+mod rest;
+#[cfg(test)]
+mod rest_tests;
 mod rings;
 mod scratch;
 pub mod uplink;
@@ -34,7 +37,7 @@ use std::sync::Arc;
 use crossbeam_utils::CachePadded;
 
 use crate::stats::PortStats;
-use crate::wake::Quiet;
+use crate::wake::{Kicks, Quiet};
 
 /// Counters of a port, shared with readers.
 pub type Stats = Arc<CachePadded<PortStats>>;
@@ -117,6 +120,44 @@ impl RxPort {
             None => port,
             Some(pen) => Self::Captured(Captured::new(port, pen, stats)),
         };
+    }
+
+    /// Some time went by: lets those rest that had nothing for a while. They ask for kicks, and
+    /// are not polled.
+    pub fn rest(&mut self) {
+        match self {
+            Self::Vhost(vhost) => vhost.rest(),
+            Self::Captured(captured) => captured.port.rest(),
+            _ => {}
+        }
+    }
+
+    /// These kicks came: those that they are for are polled again.
+    pub fn kicked(&mut self, kicks: &Kicks) {
+        match self {
+            Self::Vhost(vhost) => vhost.kicked(kicks),
+            Self::Captured(captured) => captured.port.kicked(kicks),
+            _ => {}
+        }
+    }
+
+    /// How many rings rest.
+    pub fn resting(&self) -> usize {
+        match self {
+            Self::Vhost(vhost) => vhost.rings.resting(),
+            Self::Captured(captured) => captured.port.resting(),
+            _ => 0,
+        }
+    }
+
+    /// Whether polling it is in vain until a kick comes.
+    pub fn is_asleep(&self) -> bool {
+        match self {
+            Self::Vhost(vhost) => vhost.rings.polled.is_empty() && vhost.rings.resting() > 0,
+            Self::Captured(captured) => captured.port.is_asleep(),
+            Self::None => true,
+            _ => false,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use vvu::virtio::Vring;
 
 use super::Stats;
 use super::offload::Accepts;
+use super::rest::Rest;
 use crate::stats::RingState;
 use crate::vring::{Moved, Ring, RingError, SetupError};
 use crate::wake::{Waker, Watch};
@@ -60,6 +61,7 @@ pub struct Vhost {
     pub(super) watch: Watch,
     /// Rounds since something came, while the driver has not been told that it is done.
     pub(super) lull: u8,
+    pub(super) rest: Rest,
 }
 
 impl Vhost {
@@ -109,6 +111,8 @@ pub struct Rings {
     pub(super) all: Vec<Vhost>,
     /// Places in `all` of the rings that are enabled and not broken.
     pub(super) live: Vec<u16>,
+    /// Places in `all` of the rings that each round looks at.
+    pub(super) polled: Vec<u16>,
 }
 
 impl Rings {
@@ -119,10 +123,11 @@ impl Rings {
             stats,
             all: Vec::new(),
             live: Vec::new(),
+            polled: Vec::new(),
         }
     }
 
-    /// Which rings can take frames.
+    /// Which rings can take frames, and which are looked at.
     pub(super) fn refresh(&mut self) {
         self.live.clear();
         let live = |(_, ring): &(usize, &Vhost)| ring.enabled && !ring.broken;
@@ -133,6 +138,7 @@ impl Rings {
                 .filter(live)
                 .map(|(n, _)| n as u16),
         );
+        self.refresh_polled();
     }
 
     fn get(&mut self, index: u16) -> Option<&mut Vhost> {
@@ -150,6 +156,7 @@ impl Rings {
             ring: prepared.ring,
             watch: prepared.watch,
             lull: 0,
+            rest: Rest::default(),
         };
         self.stats.set_ring(ring.index, ring.state());
         let place = self.all.partition_point(|other| other.index < ring.index);
@@ -173,7 +180,7 @@ impl Rings {
     /// Serves no ring any longer.
     pub fn stop_all(&mut self) -> Vec<Vhost> {
         let all = std::mem::take(&mut self.all);
-        self.live.clear();
+        self.refresh();
         for ring in &all {
             self.stats.set_ring(ring.index, RingState::Stopped);
         }

@@ -15,7 +15,6 @@ use super::writer::Writer;
 use super::{Stats, flow};
 use crate::stats::Drop;
 use crate::vring::{AnyRing, Chain, Format, RingOf, Segments, Taken, with};
-use crate::wake::Quiet;
 
 /// Length of the longest header: with the number of merged buffers, at offset 10.
 const HEADER: usize = 12;
@@ -49,20 +48,26 @@ impl VhostRx {
         mut each: impl FnMut(&Burst<'_>) -> bool,
     ) -> bool {
         let Rings {
-            all, stats, name, ..
+            all,
+            polled,
+            stats,
+            name,
+            ..
         } = &mut self.rings;
         // However many rings a port has, it gets no more than others in a round. The next one
         // goes on with the ring after the last that was served.
         let mut left = BURST;
         let mut broke = false;
-        let first = if self.first < all.len() {
+        let first = if self.first < polled.len() {
             self.first
         } else {
             0
         };
-        let (before, after) = all.split_at_mut(first);
-        let rings = after.iter_mut().chain(before).enumerate();
-        for (step, vhost) in rings.filter(|(_, vhost)| !vhost.broken) {
+        let (before, after) = polled.split_at(first);
+        for (step, place) in after.iter().chain(before).enumerate() {
+            let Some(vhost) = all.get_mut(usize::from(*place)) else {
+                continue;
+            };
             let (kind, enabled) = (vhost.kind, vhost.enabled);
             let received = with!(vhost.ring.of_format(), ring => {
                 let received = receive(ring, left, kind, enabled, heads, stats, &mut each);
@@ -73,10 +78,10 @@ impl VhostRx {
             broke |= !vhost.check(name, stats);
             if left == 0 {
                 let next = first + step + 1;
-                self.first = if next < all.len() {
+                self.first = if next < polled.len() {
                     next
                 } else {
-                    next - all.len()
+                    next - polled.len()
                 };
                 break;
             }
@@ -86,32 +91,12 @@ impl VhostRx {
         }
         left < BURST
     }
-
-    pub(super) fn enable_kicks(&mut self) -> Quiet {
-        let mut quiet = Quiet::Kicked;
-        for vhost in self.rings.all.iter_mut().filter(|vhost| !vhost.broken) {
-            vhost.ring.publish();
-            quiet = quiet.and(if vhost.ring.enable_kicks() {
-                Quiet::Busy
-            } else if vhost.watch.is_polled() {
-                Quiet::Polled
-            } else {
-                Quiet::Kicked
-            });
-        }
-        quiet
-    }
-
-    pub(super) fn disable_kicks(&mut self) {
-        for vhost in self.rings.all.iter_mut().filter(|vhost| !vhost.broken) {
-            vhost.ring.disable_kicks();
-        }
-    }
 }
 
 /// Takes up to `most` frames that a guest has sent, shows them to `each`, and gives them back.
-/// Returns how many there were.
-#[inline]
+/// Returns how many there were. Not inlined: what is around it would take registers
+/// from its loops.
+#[inline(never)]
 fn receive<F: Format>(
     ring: &mut RingOf<F>,
     most: usize,

@@ -1,5 +1,5 @@
 //! One pinned polling thread: polls what it was given, takes mail at the quiescent point, sleeps
-//! when idle.
+//! when idle, if it may ([`Polling`]).
 //!
 //! Control reaches a worker's state only through [`Worker::call`]: a closure is posted, the worker
 //! runs it between two rounds, when no burst is in flight, and the caller waits for the answer
@@ -19,7 +19,7 @@ use crossbeam_queue::SegQueue;
 use thiserror::Error;
 
 use crate::stats::{WorkerSnapshot, WorkerStats};
-use crate::wake::{Quiet, Waker};
+use crate::wake::{Kicks, Quiet, Waker};
 
 /// What a worker polls.
 pub trait Poller: Send + 'static {
@@ -30,11 +30,34 @@ pub trait Poller: Send + 'static {
     /// The worker is about to sleep: asks for kicks and looks once more.
     fn enable_kicks(&mut self) -> Quiet;
 
-    /// The worker is awake and polls: asks for no kicks.
+    /// Everything is polled, whatever it was before, and asked for no kicks.
     fn disable_kicks(&mut self);
+
+    /// Some time went by: what had nothing for a while may ask for kicks instead of being polled.
+    fn rest(&mut self);
+
+    /// These kicks came, or none: the worker polls again what it asked for kicks before a sleep,
+    /// and what rested and was kicked.
+    fn kicked(&mut self, kicks: &Kicks);
+
+    /// How much rests.
+    fn resting(&self) -> usize;
 
     /// Whether other threads left something to do, apart from mail.
     fn has_mail(&self) -> bool;
+}
+
+/// When a worker sleeps, and what it looks at when it does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Polling {
+    /// It never sleeps, and never asks for a kick: each round looks at everything.
+    Always,
+    /// It polls for a while after the last work, for as long as that pays, and sleeps then. What
+    /// had nothing for longer is left to its kick even while there is other work.
+    #[default]
+    Adaptive,
+    /// It sleeps when a round finds nothing.
+    Interrupt,
 }
 
 /// Why a worker cannot be had, or does not answer.
@@ -95,12 +118,14 @@ pub struct Worker<P: Poller> {
 }
 
 impl<P: Poller> Worker<P> {
-    /// Starts a thread on `cpu` that polls `poller` and is woken by `waker`.
+    /// Starts a thread on `cpu` that polls `poller`, sleeps as `polling` says and is woken by
+    /// `waker`.
     pub fn start(
         cpu: usize,
         poller: P,
         waker: Arc<Waker>,
         stats: Arc<WorkerStats>,
+        polling: Polling,
     ) -> Result<Self, WorkerError> {
         let post = Arc::new(Post {
             mail: SegQueue::new(),
@@ -118,7 +143,7 @@ impl<P: Poller> Worker<P> {
                 let go = pinned.is_ok();
                 let _ = started.send(pinned);
                 if go {
-                    thread::run(poller, &theirs);
+                    thread::run(poller, &theirs, polling);
                 }
             })?;
         answer.recv().map_err(|_| WorkerError::Gone(cpu))??;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::{Poller, Post, WorkerError};
-use crate::wake::Quiet;
+use super::{Poller, Polling, Post, WorkerError};
+use crate::stats::WorkerState;
+use crate::wake::{Kicks, Quiet};
 
 /// How long a worker goes on polling without finding anything before it sleeps, at least...
 const SHORTEST_SPIN: Duration = Duration::from_micros(50);
@@ -21,6 +22,12 @@ const LONGEST_NAP: Duration = Duration::from_millis(16);
 
 /// Rounds between two looks at the clock while there is work.
 const CLOCK_ROUNDS: u32 = 64;
+
+/// Time between two questions who may rest...
+const REST: Duration = Duration::from_millis(1);
+/// ...and rounds between two looks at the kicks of those who do: what they wait at most while
+/// there is other work.
+const LOOK_ROUNDS: u32 = 32;
 
 /// Binds the calling thread to `cpu`.
 pub(super) fn pin(cpu: usize) -> Result<(), WorkerError> {
@@ -58,35 +65,63 @@ impl<P> Drop for End<'_, P> {
 }
 
 /// Polls until told to stop.
-pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>) {
+pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
     let _end = End(post);
     let start = Instant::now();
     let seconds = |now: Instant| (now - start).as_secs() as u32;
     let mut now = start;
     let mut last_work = start;
-    let mut nap = NAP;
+    let mut last_rest = start;
+    let mut bed = Bed::default();
+    let mut rounds = 0u32;
     let mut busy = 0u32;
     let mut spin = SHORTEST_SPIN;
     while !post.stop.load(Ordering::Acquire) {
         let mut worked = take_mail(&mut poller, post);
         worked |= poller.poll(seconds(now));
         post.stats.rounds.add(1);
+        rounds = rounds.wrapping_add(1);
+        if rounds.is_multiple_of(LOOK_ROUNDS) && poller.resting() > 0 {
+            post.waker.look(&mut bed.kicks);
+            if !bed.kicks.is_empty() {
+                poller.kicked(&bed.kicks);
+            }
+        }
         if worked {
             post.stats.busy.add(1);
             busy = busy.wrapping_add(1);
-            if busy.is_multiple_of(CLOCK_ROUNDS) {
-                now = Instant::now();
+            if !busy.is_multiple_of(CLOCK_ROUNDS) {
+                continue;
             }
+            now = Instant::now();
+        } else {
+            now = Instant::now();
+            if std::mem::take(&mut busy) > 0 {
+                last_work = now;
+                bed.nap = NAP;
+            }
+        }
+        let state = match now - last_work < SHORTEST_SPIN || worked {
+            true => WorkerState::Busy,
+            false => WorkerState::Idle,
+        };
+        post.stats.set_state(state);
+        if polling != Polling::Always && now - last_rest >= REST {
+            last_rest = now;
+            poller.rest();
+            post.stats.set_resting(poller.resting());
+        }
+        if worked {
             continue;
         }
-        now = Instant::now();
-        if std::mem::take(&mut busy) > 0 {
-            last_work = now;
-            nap = NAP;
-        }
-        if now - last_work < spin {
+        let enough = match polling {
+            Polling::Always => false,
+            Polling::Adaptive => now - last_work >= spin,
+            Polling::Interrupt => true,
+        };
+        if !enough {
             std::hint::spin_loop();
-        } else if sleep(&mut poller, post, &mut nap) {
+        } else if bed.sleep(&mut poller, post) {
             let woken = Instant::now();
             spin = adapt(spin, woken - now);
             now = woken;
@@ -112,27 +147,52 @@ fn take_mail<P: Poller>(poller: &mut P, post: &Post<P>) -> bool {
         post.stats.mails.add(1);
         any = true;
     }
+    if any {
+        // There may be something new to poll, or a kick that went to where nobody listened.
+        poller.disable_kicks();
+        post.stats.set_resting(poller.resting());
+    }
     any
 }
 
-/// Sleeps until something happens; not at all if it did already. Returns whether to go on
-/// polling for a while, which is pointless after a nap that just ended.
-fn sleep<P: Poller>(poller: &mut P, post: &Post<P>, nap: &mut Duration) -> bool {
-    let timeout = match poller.enable_kicks() {
-        Quiet::Busy => {
-            poller.disable_kicks();
-            return true;
+/// Where a worker sleeps.
+struct Bed {
+    /// How long to sleep with something that cannot wake it.
+    nap: Duration,
+    kicks: Kicks,
+}
+
+impl Default for Bed {
+    fn default() -> Self {
+        Self {
+            nap: NAP,
+            kicks: Kicks::default(),
         }
-        Quiet::Kicked => None,
-        Quiet::Polled => Some(*nap),
-    };
-    let pending =
-        || !post.mail.is_empty() || poller.has_mail() || post.stop.load(Ordering::Acquire);
-    post.stats.sleeps.add(1);
-    post.waker.sleep(timeout, pending);
-    poller.disable_kicks();
-    *nap = (*nap * 2).min(LONGEST_NAP);
-    timeout.is_none()
+    }
+}
+
+impl Bed {
+    /// Sleeps until something happens; not at all if it did already. Returns whether to go on
+    /// polling for a while, which is pointless after a nap that just ended.
+    fn sleep<P: Poller>(&mut self, poller: &mut P, post: &Post<P>) -> bool {
+        let Self { nap, kicks } = self;
+        let timeout = match poller.enable_kicks() {
+            Quiet::Busy => {
+                poller.kicked(&Kicks::default());
+                return true;
+            }
+            Quiet::Kicked => None,
+            Quiet::Polled => Some(*nap),
+        };
+        let pending =
+            || !post.mail.is_empty() || poller.has_mail() || post.stop.load(Ordering::Acquire);
+        post.stats.sleeps.add(1);
+        post.stats.set_state(WorkerState::Asleep);
+        post.waker.sleep(timeout, kicks, pending);
+        poller.kicked(kicks);
+        *nap = (*nap * 2).min(LONGEST_NAP);
+        timeout.is_none()
+    }
 }
 
 #[cfg(test)]

@@ -11,13 +11,15 @@ mod frames;
 mod ping;
 mod serve;
 mod tcp;
+mod udp;
 mod usage;
 
+use std::net::SocketAddrV4;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use vvu_tests::wire::Task;
+use vvu_tests::wire::{PingReport, Task};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -57,6 +59,42 @@ fn run(task: &str) -> Result<()> {
             seed,
             verify,
         } => report(&tcp::send((to, port).into(), bytes, seed, verify)?),
+        Task::UdpSend { to, port, shape } => {
+            report(&udp::send(SocketAddrV4::new(to, port), shape)?)
+        }
+        Task::UdpReceive { port, shape, merge } => report(&udp::receive(port, shape, merge)?),
+        Task::UdpFlood {
+            to,
+            port,
+            size,
+            burst,
+            millis,
+        } => report(&udp::flood(
+            SocketAddrV4::new(to, port),
+            size,
+            burst,
+            millis,
+        )?),
+        Task::UdpCount { port } => report(&udp::count(port)?),
+        Task::Echo { port, udp: false } => tcp::echo(port),
+        Task::Echo { port, udp: true } => udp::echo(port),
+        Task::Ask {
+            to,
+            port,
+            udp,
+            size,
+            count,
+        } => {
+            let to = SocketAddrV4::new(to, port);
+            let micros = match udp {
+                true => udp::ask(to, size, count)?,
+                false => tcp::ask(to.into(), size, count)?,
+            };
+            report(&PingReport {
+                sent: count,
+                micros,
+            })
+        }
         Task::Blast {
             device,
             to,

@@ -70,6 +70,42 @@ pub(crate) fn send(to: SocketAddr, bytes: u64, seed: u64, verify: bool) -> Resul
     })
 }
 
+/// Accepts one connection and sends back what comes on it.
+pub(crate) fn echo(port: u16) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listening")?;
+    let (mut connection, _) = listener.accept().context("accepting")?;
+    drop(listener);
+    connection.set_nodelay(true)?;
+    let mut block = vec![0; BLOCK];
+    loop {
+        let length = connection.read(&mut block).context("receiving")?;
+        if length == 0 {
+            return Ok(());
+        }
+        connection
+            .write_all(&block[..length])
+            .context("answering")?;
+    }
+}
+
+/// Asks whoever echoes, one request at a time; microseconds of each answer.
+pub(crate) fn ask(to: SocketAddr, size: u16, count: u32) -> Result<Vec<u64>> {
+    let mut connection = connect(to)?;
+    connection.set_nodelay(true)?;
+    let request = vec![0x5a; size.max(1).into()];
+    let mut answer = request.clone();
+    let mut micros = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let start = Instant::now();
+        connection.write_all(&request).context("asking")?;
+        connection
+            .read_exact(&mut answer)
+            .context("waiting for an answer")?;
+        micros.push(start.elapsed().as_micros() as u64);
+    }
+    Ok(micros)
+}
+
 fn connect(to: SocketAddr) -> Result<TcpStream> {
     let start = Instant::now();
     loop {

@@ -58,8 +58,11 @@ pub(crate) fn stream_both_ways(trio: &Trio) -> Result<()> {
 
 /// Both pairs exist in the guest, and frames sent on either of them arrive.
 pub(crate) fn two_queue_pairs(stage: &mut Stage) -> Result<()> {
+    queue_pairs_in_use(stage.trio()?)
+}
+
+pub(crate) fn queue_pairs_in_use(trio: &Trio) -> Result<()> {
     const TIME: Duration = Duration::from_millis(300);
-    let trio = stage.trio()?;
     let queues = trio.a.run(&["ls", "/sys/class/net/eth0/queues"])?.stdout;
     for queue in ["rx-0", "rx-1", "tx-0", "tx-1"] {
         ensure!(queues.contains(queue), "a has no {queue}, only {queues}");

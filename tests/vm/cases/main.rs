@@ -6,6 +6,7 @@
 
 mod appliance;
 mod host;
+mod offloads;
 mod refusals;
 mod runner;
 mod stock;
@@ -26,6 +27,11 @@ fn main() -> ExitCode {
             appliance::memory_added_under_load,
         ),
         ("appliance_reset", appliance::appliance_reset),
+        ("packed_rings", offloads::packed_rings),
+        ("long_frames_cross", offloads::long_frames_cross),
+        ("plain_neighbour", offloads::plain_neighbour),
+        ("all_queues", offloads::all_queues),
+        ("long_datagrams_cross", offloads::long_datagrams_cross),
         ("refusals", refusals::refusals),
         ("no_iommu", refusals::no_iommu),
         ("window_too_small", refusals::window_too_small),

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use vvu_tests::runner::{self, Missing};
-use vvu_tests::{HostTrio, Lab, Trio, setup};
+use vvu_tests::{HostTrio, Lab, Quartet, Trio, setup};
 
 /// What is there when a case begins. At most one line-up is up.
 #[derive(Default)]
@@ -14,6 +14,7 @@ pub(crate) struct Stage {
     trio: Option<Trio>,
     stock: Option<Trio>,
     host: Option<HostTrio>,
+    quartet: Option<Quartet>,
     case: String,
     logs: Option<PathBuf>,
 }
@@ -23,15 +24,26 @@ impl Stage {
     pub(crate) fn trio(&mut self) -> Result<&mut Trio> {
         if self.trio.is_none() {
             let lab = self.own_lab()?;
-            if !lab.can_have_appliance()? {
-                bail!(Missing(
-                    "this QEMU has no virtio-vhost-user-pci; unset VVU_QEMU to build one that has"
-                        .into()
-                ));
-            }
+            has_appliance(&lab)?;
             self.trio = Some(Trio::boot(lab, 2)?);
         }
         self.trio.as_mut().context("the machines that just booted")
+    }
+
+    /// An appliance between three neighbours whose cards differ.
+    pub(crate) fn quartet(&mut self) -> Result<&mut Quartet> {
+        if self.quartet.is_none() {
+            self.end_all();
+            let lab = match Lab::newer(&self.case) {
+                Ok(lab) => lab,
+                Err(error) => bail!(Missing(format!("there is no newer kernel: {error:#}"))),
+            };
+            self.logs = Some(lab.logs().to_owned());
+            has_appliance(&lab)?;
+            self.quartet = Some(Quartet::boot(lab)?);
+        }
+        let quartet = self.quartet.as_mut();
+        quartet.context("the machines that just booted")
     }
 
     /// The same, none of whose VMMs is patched.
@@ -78,7 +90,17 @@ impl Stage {
     /// Ends whatever is up.
     pub(crate) fn end_all(&mut self) {
         (self.trio, self.stock, self.host) = (None, None, None);
+        self.quartet = None;
     }
+}
+
+fn has_appliance(lab: &Lab) -> Result<()> {
+    if !lab.can_have_appliance()? {
+        bail!(Missing(
+            "this QEMU has no virtio-vhost-user-pci; unset VVU_QEMU to build one that has".into()
+        ));
+    }
+    Ok(())
 }
 
 impl runner::Stage for Stage {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use vvu_tests::traffic::{self, Transfer};
-use vvu_tests::{Guest, Lab, Trio, setup};
+use vvu_tests::{Guest, Lab, NO_OFFLOADS, Trio, setup};
 
 use crate::{say, table};
 
@@ -22,6 +22,9 @@ const GENERATED: u64 = 200_000;
 /// Length of a small frame without its checksum.
 const SMALL: u16 = 60;
 
+/// A datagram that fits an ordinary frame.
+const DATAGRAM: u16 = 1400;
+
 /// Nobody owns this address: frames to it end in the appliance.
 const NOWHERE: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0xff];
 
@@ -34,6 +37,9 @@ pub(crate) struct Options {
     runs: usize,
     stock: bool,
     only: String,
+    vvu: Option<PathBuf>,
+    packed: bool,
+    offloads: bool,
 }
 
 impl Options {
@@ -43,6 +49,9 @@ impl Options {
             runs: 5,
             stock: false,
             only: String::new(),
+            vvu: None,
+            packed: false,
+            offloads: true,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -58,12 +67,37 @@ impl Options {
                 }
                 "--stock" => options.stock = true,
                 "--only" => options.only = value()?.clone(),
+                "--vvu" => options.vvu = Some(value()?.into()),
+                "--rings" => options.packed = choice(word, value()?, ["split", "packed"])?,
+                "--offloads" => options.offloads = choice(word, value()?, ["off", "on"])?,
                 _ => bail!("bench does not know {word}"),
             }
         }
         ensure!(options.runs > 0, "--runs must be at least 1");
+        ensure!(
+            !options.stock || options.vvu.is_none(),
+            "--stock and --vvu are two comparisons; choose one"
+        );
         Ok(options)
     }
+
+    /// Properties of the neighbours' cards.
+    fn properties(&self) -> String {
+        let packed = if self.packed { "on" } else { "off" };
+        let offloads = match self.offloads {
+            true => String::new(),
+            false => format!(",{NO_OFFLOADS}"),
+        };
+        format!("packed={packed}{offloads}")
+    }
+}
+
+/// Which of two words it is: whether the second.
+fn choice(option: &str, word: &str, words: [&str; 2]) -> Result<bool> {
+    let place = words.iter().position(|one| *one == word);
+    place
+        .map(|place| place == 1)
+        .with_context(|| format!("{option} takes {} or {}, not {word}", words[0], words[1]))
 }
 
 /// A quantity, and how it is measured once.
@@ -92,6 +126,26 @@ const GROUPS: [(Option<&str>, &[Quantity]); 3] = [
                 what: "ping between neighbours, 56 bytes",
                 unit: "us",
                 once: ping,
+            },
+            Quantity {
+                what: "TCP, one byte there and back",
+                unit: "us",
+                once: |trio| ask(trio, false),
+            },
+            Quantity {
+                what: "UDP, one byte there and back",
+                unit: "us",
+                once: |trio| ask(trio, true),
+            },
+            Quantity {
+                what: "UDP of 1400 bytes, neighbour a to neighbour b, what arrives",
+                unit: "Mbit/s",
+                once: |trio| flood(trio, 1),
+            },
+            Quantity {
+                what: "the same, sent 40 at a time (UDP_SEGMENT)",
+                unit: "Mbit/s",
+                once: |trio| flood(trio, 40),
             },
         ],
     ),
@@ -149,7 +203,25 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     say(&format!(
         "booting an appliance and two neighbours ({accelerator})"
     ));
-    let mut trios: LineUps = vec![("patched", Trio::boot(lab, 1)?)];
+    let properties = options.properties();
+    let ours = Trio::boot_with(lab, 1, &properties)?;
+    say(&format!(
+        "features in a and b: {:#x}, {:#x}",
+        ours.a.features()?,
+        ours.b.features()?
+    ));
+    let mut trios: LineUps = match options.vvu {
+        None => vec![("patched", ours)],
+        Some(_) => vec![("this vvu", ours)],
+    };
+    if let Some(vvu) = &options.vvu {
+        say(&format!("booting the same again with {}", vvu.display()));
+        let other = Trio::boot_with(Lab::with_vvu("bench-other", vvu)?, 1, &properties)?;
+        let features = other.a.features()?;
+        say(&format!("features in its neighbours: {features:#x}"));
+        // First, so that the ratio is of this one to that one.
+        trios.insert(0, ("the other", other));
+    }
     if options.stock {
         say("booting the same again without a patch");
         trios.push((
@@ -238,6 +310,18 @@ fn ping(trio: &Trio) -> Result<f64> {
     let report = traffic::ping(&trio.a, &trio.b, 56, 200)?;
     let median = report.median().context("no replies")?;
     Ok(median as f64)
+}
+
+/// Median round trip of one byte and its answer, as applications see it.
+fn ask(trio: &Trio, udp: bool) -> Result<f64> {
+    let report = traffic::ask(&trio.a, &trio.b, udp, 1, 500)?;
+    let median = report.median().context("no answers")?;
+    Ok(median as f64)
+}
+
+fn flood(trio: &Trio, burst: u16) -> Result<f64> {
+    let report = traffic::udp_flood(&trio.a, &trio.b, DATAGRAM, burst, WINDOW)?;
+    Ok(report.bytes as f64 * 8.0 / report.micros.max(1) as f64)
 }
 
 /// Lets `vvu` serve neighbour a and another port from now on, and waits until frames flow.

@@ -5,6 +5,9 @@
 //! vmlab bench [--json FILE] [--runs N] the same machines, measured;
 //!             [--stock] [--only WORD]  in turn with a line-up whose VMMs are not patched; only
 //!                                      what has this word in its name
+//!             [--vvu PROGRAM]          in turn with a line-up of this `vvu`, a static program
+//!             [--rings split|packed] [--offloads on|off]
+//!                                      what the neighbours' cards have
 //! vmlab setup                         install, or name, what a lab needs
 //! ```
 
@@ -21,6 +24,7 @@ use vvu_tests::setup;
 
 const USAGE: &str = "usage: vmlab demo [--verbose]
        vmlab bench [--json FILE] [--runs N] [--stock] [--only WORD]
+             [--vvu PROGRAM] [--rings split|packed] [--offloads on|off]
        vmlab setup";
 
 fn main() -> ExitCode {

@@ -6,6 +6,7 @@
 
 mod lines;
 mod messages;
+mod packed;
 mod raw;
 mod rig;
 mod rings;
@@ -35,9 +36,15 @@ struct Deed {
 
 /// All deeds, in the order of a connection's life.
 fn deeds() -> impl Iterator<Item = &'static Deed> {
-    [lines::DEEDS, messages::DEEDS, rings::DEEDS, sharing::DEEDS]
-        .into_iter()
-        .flatten()
+    [
+        lines::DEEDS,
+        messages::DEEDS,
+        rings::DEEDS,
+        packed::DEEDS,
+        sharing::DEEDS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Says what there is.

@@ -50,8 +50,20 @@ pub(super) struct Rig {
 }
 
 impl Rig {
-    /// Rings that run and hold nothing; the memory can be shrunk.
+    /// Split rings that run and hold nothing; the memory can be shrunk.
     pub(super) fn new(scene: &mut Scene<'_>) -> Result<Self, GuestError> {
+        Self::with(scene, false)
+    }
+
+    /// The same with packed rings; `None` if the back-end has none.
+    pub(super) fn packed(scene: &mut Scene<'_>) -> Result<Option<Self>, GuestError> {
+        match Self::with(scene, true) {
+            Err(GuestError::Features { .. }) => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    }
+
+    fn with(scene: &mut Scene<'_>, packed: bool) -> Result<Self, GuestError> {
         let timeout = Duration::from_secs(scene.options.timeout);
         let deadline = Instant::now() + timeout;
         scene.fresh()?;
@@ -60,6 +72,11 @@ impl Rig {
         let mut wanted = wanted(options);
         // Flags and indices are ours to lie with; notifications just have to arrive.
         wanted.features &= !Features::EVENT_IDX.bits();
+        // The format is the deed's, not the options'.
+        let bit = Features::RING_PACKED.bits();
+        let with = |bits: u64| if packed { bits | bit } else { bits & !bit };
+        (wanted.features, wanted.needed) = (with(wanted.features), with(wanted.needed));
+        wanted.pairs = 1;
         let mut link = Link::open(socket, wanted, timeout)?;
         let format = Format(link.features);
         let bytes = BUFFER as usize * usize::from(SIZE) * 2;
@@ -70,7 +87,7 @@ impl Rig {
         let mut receive = Queue::new("receive", &mut memory, 0, SIZE, format)?;
         let mut transmit = Queue::new("transmit", &mut memory, 0, SIZE, format)?;
         let buffers = memory.alloc(0, bytes, 4096)?;
-        link.start(&memory, [&mut receive, &mut transmit])?;
+        link.start(&memory, [&mut receive, &mut transmit].into_iter())?;
         let rig = Self {
             link,
             memory,
@@ -123,6 +140,11 @@ impl Rig {
             Which::Transmit => (100, 0),
         };
         (self.buffer(which, index), len, flags, 0)
+    }
+
+    /// Where the driver's event structure is in a packed ring's memory.
+    pub(super) fn event(ring: &Ring) -> usize {
+        Self::avail(ring)
     }
 
     /// Where the available ring, or the used ring, begins in a ring's memory.

@@ -81,7 +81,7 @@ fn burst(machine: &mut Machine<'_>, frame: &[u8], left: &mut u64) -> Result<bool
         let sent = machine.blast(frame, (*left).min(BURST as u64))?;
         *left -= sent;
         // What a back-end sends back is counted only.
-        let received = machine.poll(BURST, SNAP, |_, _| {})?;
+        let received = machine.poll(BURST, SNAP, |_, _, _| {})?;
         if sent == 0 && received == 0 {
             break;
         }

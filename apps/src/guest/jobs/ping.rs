@@ -68,7 +68,7 @@ impl Pinger {
         }
         loop {
             let mut found = None;
-            machine.poll(BURST, SNAP, |frame, _| {
+            machine.poll(BURST, SNAP, |frame, _, _| {
                 let seen = frames::parse(frame);
                 match seen {
                     Some(seen) if seen.header.origin == self.origin => {
@@ -204,7 +204,7 @@ fn pause(
     time: Instant,
 ) -> Result<bool, GuestError> {
     while Instant::now() < time {
-        let seen = |frame: &[u8], _| pinger.answerer.see(frames::parse(frame).as_ref());
+        let seen = |frame: &[u8], _, _: &_| pinger.answerer.see(frames::parse(frame).as_ref());
         if machine.poll(BURST, SNAP, seen)? > 0 {
             pinger.answerer.answer(machine)?;
         } else if wait(machine, clock, time, false)? == Woken::Stopped {

@@ -24,7 +24,7 @@ pub(in crate::guest) fn sink(
         // As long as frames arrive, the time is looked at now and then only.
         let mut busy = false;
         for _ in 0..BURST {
-            let count = machine.poll(BURST, SNAP, |frame, _| {
+            let count = machine.poll(BURST, SNAP, |frame, _, _| {
                 answerer.see(frames::parse(frame).as_ref());
             })?;
             answerer.answer(machine)?;

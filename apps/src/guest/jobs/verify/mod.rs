@@ -16,6 +16,7 @@ use crate::guest::args::{MIN_FRAME, Verify};
 use crate::guest::frames::Kind;
 use crate::guest::machine::Machine;
 use crate::guest::report::{Account, Clock, Details};
+use crate::guest::wrap;
 use source::Source;
 use verifier::{Partner, Verifier};
 
@@ -45,7 +46,10 @@ pub(in crate::guest) fn verify(
     }
     let account = this.account(seed);
     if failure.is_none() {
-        failure = judge(&account);
+        failure = judge(&account).map(|wrong| match this.mistake {
+            None => wrong,
+            Some(mistake) => format!("{wrong}; a packet had {mistake}"),
+        });
     }
     Ok(Outcome {
         details: Details::Verify(account),
@@ -113,7 +117,11 @@ fn exchange(
             .map_or(ours, |max| ours.min(max))
             .max(MIN_FRAME),
     );
-    let window = theirs.window(max).min(this.greeting.window(max));
+    let longest = match machine.features() & wrap::feature::CSUM {
+        0 => max,
+        _ => wrap::MOST,
+    };
+    let window = theirs.window(longest).min(this.greeting.window(longest));
     let mut source = Source::new(seed, max, theirs.buffer_len.max(64).into());
     let count = options.count.unwrap_or(u64::MAX);
     let end = Instant::now() + Duration::from_secs(options.seconds);

@@ -6,10 +6,11 @@ use super::ledger::Ledger;
 use super::source::Source;
 use super::{BURST, wait};
 use crate::guest::GuestError;
-use crate::guest::args::MIN_FRAME;
+use crate::guest::args::{MAX_FRAME, MIN_FRAME};
 use crate::guest::frames::{self, ANYBODY, Header, Kind, Seen};
 use crate::guest::machine::{Machine, Woken};
 use crate::guest::report::{Account, Clock};
+use crate::guest::wrap::{Found, NONE, Request, SEGMENT, Unwrapper};
 
 /// Receive buffers that are left for everything but data.
 const SPARE: usize = 4;
@@ -45,8 +46,14 @@ impl Greeting {
 
     /// How many frames of `len` bytes may be on their way, with as many answers to those that it
     /// sends itself.
+    ///
+    /// Those that are longer than any Ethernet's come in segments, or not.
     pub(super) fn window(&self, len: usize) -> u64 {
-        let each = (len + 12).div_ceil(usize::from(self.buffer_len.max(1))) + 1;
+        let most = match len > usize::from(MAX_FRAME) {
+            true => self.buffer_len.min(*SEGMENT.start()),
+            false => self.buffer_len,
+        };
+        let each = (len + 12).div_ceil(usize::from(most.max(1))) + 1;
         let room = usize::from(self.buffers).saturating_sub(SPARE);
         (room / each).max(1) as u64
     }
@@ -90,6 +97,11 @@ pub(super) struct Verifier {
     pub(super) partner_done: bool,
     verdict: Option<u64>,
     frame: Vec<u8>,
+    unwrapper: Unwrapper,
+    /// Packets of ours that arrived as they were sent, longer than any Ethernet's.
+    long: u64,
+    /// What was first wrong with a packet.
+    pub(super) mistake: Option<&'static str>,
 }
 
 impl Verifier {
@@ -120,10 +132,31 @@ impl Verifier {
             partner_done: false,
             verdict: None,
             frame: Vec::new(),
+            unwrapper: Unwrapper::default(),
+            long: 0,
+            mistake: None,
         }
     }
 
-    /// Takes note of a frame that arrived.
+    /// Takes note of a frame that arrived, which may be, or be a part of, a packet around one of
+    /// ours.
+    fn arrived(&mut self, frame: &[u8], request: &Request) {
+        match self.unwrapper.take(frame, request) {
+            Found::Bare => self.see(frame),
+            Found::Part => {}
+            Found::Whole(ours) => {
+                let [_, gso, ..] = *request;
+                self.long += u64::from(gso != 0);
+                self.see(&ours);
+            }
+            Found::Wrong(what) => {
+                self.corrupt += 1;
+                self.mistake.get_or_insert(what);
+            }
+        }
+    }
+
+    /// Takes note of a frame of anybody's.
     fn see(&mut self, frame: &[u8]) {
         let Some(seen) = frames::parse(frame) else {
             self.foreign += 1;
@@ -264,7 +297,9 @@ impl Verifier {
 
     /// Looks at what arrived and says what that asks for. Returns whether anything arrived.
     pub(super) fn attend(&mut self, machine: &mut Machine<'_>) -> Result<bool, GuestError> {
-        let count = machine.poll(BURST, usize::MAX, |frame, _| self.see(frame))?;
+        let count = machine.poll(BURST, usize::MAX, |frame, _, request| {
+            self.arrived(frame, request);
+        })?;
         if self.say_hello {
             let greeting = Greeting {
                 wanted: false,
@@ -314,6 +349,7 @@ impl Verifier {
             duplicated: self.ledger.duplicated,
             reordered: self.ledger.reordered,
             corrupt: self.corrupt,
+            long: self.long,
             interrupted: ours + self.ledger.interrupted,
             foreign: self.foreign,
             missed_by_other_side: self.verdict.unwrap_or(0),
@@ -359,12 +395,21 @@ impl Verifier {
         source: &mut Source,
         until: u64,
     ) -> Result<bool, GuestError> {
+        machine.turn()?;
         let mut count = 0;
         while count < BURST && self.next < until && machine.has_room()? {
-            let cuts = source.fill(&mut self.frame);
+            let wrapping = source.wrapping(machine.features());
+            let cuts = source.fill(&mut self.frame, wrapping);
             let header = self.header(Kind::Data, 0);
             frames::finish(&mut self.frame, &header);
-            if !machine.add(&self.frame, &cuts)? {
+            let added = match wrapping {
+                None => machine.add_with(&NONE, &self.frame, &cuts)?,
+                Some(wrapping) => {
+                    let (packet, request) = wrapping.wrap(&self.frame, self.next);
+                    machine.add_with(&request, &packet, &cuts)?
+                }
+            };
+            if !added {
                 break;
             }
             self.next += 1;

@@ -66,12 +66,19 @@ impl Device {
     }
 }
 
-fn ring(event_idx: bool) -> (Ring, Device) {
+fn ring(event_idx: bool) -> (Split, Device) {
+    ring_of(Format {
+        event_idx,
+        ..Format::default()
+    })
+}
+
+fn ring_of(format: Format) -> (Split, Device) {
     let memory = DmaMemory {
-        bytes: Mapping::anonymous(Ring::bytes(SIZE) + 64).unwrap().into(),
+        bytes: Mapping::anonymous(Split::bytes(SIZE) + 64).unwrap().into(),
         iova: IOVA,
     };
-    let ring = Ring::new(&memory, 64, SIZE, event_idx).unwrap();
+    let ring = Split::new(&memory, 64, SIZE, format).unwrap();
     let device = Device {
         memory: ring.memory().clone(),
         layout: ring.layout(),
@@ -160,7 +167,7 @@ fn a_full_ring_takes_nothing() {
 #[test]
 fn lies_are_found_out() {
     let (mut ring, mut device) = ring(false);
-    let lie = |ring: &mut Ring, device: &mut Device, head: u32| {
+    let lie = |ring: &mut Split, device: &mut Device, head: u32| {
         ring.reset();
         (device.seen, device.used) = (0, 0);
         ring.push(&chain(2)).unwrap();
@@ -248,4 +255,42 @@ fn wishes_by_event_index_over_the_wrap() {
         ring.disable_calls();
         assert_eq!(device.used_event(), index);
     }
+}
+
+#[test]
+fn one_element_stands_for_all_before_it_in_order() {
+    let (mut ring, mut device) = ring_of(Format {
+        in_order: true,
+        ..Format::default()
+    });
+    let mut expected = 0;
+    for round in 0..30_000u32 {
+        let lengths = [1 + round % 3, 1, 2];
+        let heads = lengths.map(|len| ring.push(&chain(len)).unwrap());
+        ring.publish();
+        for (head, len) in heads.into_iter().zip(lengths) {
+            // The order of the table.
+            assert_eq!(u32::from(head), expected % u32::from(SIZE));
+            expected += len;
+        }
+        // One element for the first two, then one for the last.
+        device.give_back(heads[1].into(), 7);
+        device.used = device.used.wrapping_add(1);
+        device.put(device.layout.used + 2, device.used);
+        let full = |n: usize| (heads[n], lengths[n]);
+        for (head, len) in [full(0), (heads[1], 7)] {
+            assert_eq!(ring.take(), Ok(Some(Used { head, len })));
+            ring.release(head);
+        }
+        assert_eq!(ring.take(), Ok(None));
+        device.give_back(heads[2].into(), 1);
+        assert_eq!(ring.take().unwrap().unwrap().head, heads[2]);
+        ring.release(heads[2]);
+    }
+    // More than was said to be returned, and what was never given.
+    let heads = [(); 2].map(|()| ring.push(&chain(1)).unwrap());
+    ring.publish();
+    device.give_back(heads[1].into(), 0);
+    let not_held = QueueError::NotHeld(heads[1].into());
+    assert_eq!(ring.take(), Err(not_held));
 }

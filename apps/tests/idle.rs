@@ -1,0 +1,227 @@
+//! What `vvu net` costs while nobody has anything to send: 64 front-ends, connected and idle.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Nothing here takes that long; a loaded machine may.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const FRONT_ENDS: usize = 64;
+
+/// What an idle `vvu net` may have of one CPU.
+const MOST: f64 = 0.02;
+
+const VERSION_1: u64 = 1 << 32;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// A guest's memory: two rings, then a frame and a buffer for one.
+const LEN: u64 = 0x10_0000;
+const USER: u64 = 0x7f00_0000_0000;
+const RING: u64 = 0x4000;
+const ENTRIES: u16 = 256;
+const FRAME: u64 = 0x1_0000;
+const BUFFER: u64 = 0x2_0000;
+
+/// A driver that has two rings and uses them by hand.
+struct Guest {
+    frontend: Frontend,
+    memory: File,
+    kicks: [EventFd; 2],
+    _calls: [EventFd; 2],
+}
+
+impl Guest {
+    fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut frontend = Frontend::from_stream(stream, 2);
+        let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let memory = memfd_create("idle-guest", MemfdFlags::CLOEXEC).unwrap();
+        let memory = File::from(memory);
+        memory.set_len(LEN).unwrap();
+        frontend.set_owner().unwrap();
+        frontend.get_features().unwrap();
+        let protocol = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(protocol).unwrap();
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        let features = VERSION_1 | PROTOCOL_FEATURES;
+        frontend.set_features(features).unwrap();
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: LEN,
+            userspace_addr: USER,
+            mmap_offset: 0,
+            mmap_handle: memory.as_raw_fd(),
+        };
+        frontend.set_mem_table(&[region]).unwrap();
+        let (kicks, calls) = ([eventfd(), eventfd()], [eventfd(), eventfd()]);
+        for (index, (kick, call)) in kicks.iter().zip(&calls).enumerate() {
+            let at = USER + RING * index as u64;
+            let config = VringConfigData {
+                queue_max_size: ENTRIES,
+                queue_size: ENTRIES,
+                flags: 0,
+                desc_table_addr: at,
+                avail_ring_addr: at + 0x1000,
+                used_ring_addr: at + 0x2000,
+                log_addr: None,
+            };
+            frontend.set_vring_num(index, ENTRIES).unwrap();
+            frontend.set_vring_addr(index, &config).unwrap();
+            frontend.set_vring_base(index, 0).unwrap();
+            frontend.set_vring_call(index, call).unwrap();
+            frontend.set_vring_kick(index, kick).unwrap();
+            frontend.set_vring_enable(index, true).unwrap();
+        }
+        Self {
+            frontend,
+            memory,
+            kicks,
+            _calls: calls,
+        }
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        self.memory.write_all_at(bytes, at).unwrap();
+    }
+
+    /// Offers the first chain of a ring, and kicks.
+    fn offer(&self, ring: u64, addr: u64, len: u32, flags: u16) {
+        let mut desc = [0; 16];
+        desc[..8].copy_from_slice(&addr.to_le_bytes());
+        desc[8..12].copy_from_slice(&len.to_le_bytes());
+        desc[12..14].copy_from_slice(&flags.to_le_bytes());
+        self.write(RING * ring, &desc);
+        self.write(RING * ring + 0x1002, &1u16.to_le_bytes());
+        self.kicks[ring as usize].write(1).unwrap();
+    }
+
+    fn used(&self, ring: u64) -> bool {
+        let mut index = [0; 2];
+        let at = RING * ring + 0x2002;
+        self.memory.read_exact_at(&mut index, at).unwrap();
+        u16::from_le_bytes(index) == 1
+    }
+
+    /// Offers a buffer for a frame.
+    fn listen(&self) {
+        self.offer(0, BUFFER, 2048, 2);
+    }
+
+    /// Sends a broadcast.
+    fn shout(&self) {
+        let mut frame = [0; 12 + 60];
+        frame[12..18].fill(0xff);
+        frame[18..24].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+        self.write(FRAME, &frame);
+        self.offer(1, FRAME, frame.len() as u32, 0);
+    }
+}
+
+/// A running `vvu net`, and its sockets.
+struct Net {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Net {
+    fn start(poll: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("vvu-idle-{poll}-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vvu"));
+        command.args(["-q", "net", "--poll", poll]);
+        for number in 0..FRONT_ENDS {
+            let path = folder.join(number.to_string());
+            command.args(["--port", &format!("unix:{}", path.display())]);
+        }
+        let child = command.stdin(Stdio::null()).env_remove("RUST_LOG");
+        let child = child.spawn().unwrap();
+        let net = Self { child, folder };
+        until("it does not listen", || net.path(FRONT_ENDS - 1).exists());
+        net
+    }
+
+    fn path(&self, number: usize) -> PathBuf {
+        self.folder.join(number.to_string())
+    }
+
+    /// CPU time that it has had, of the user and the kernel (proc(5)).
+    fn cpu_time(&self) -> Duration {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(path).unwrap();
+        // The name in parentheses may have anything in it.
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        let ticks: u64 = fields
+            .skip(11)
+            .take(2)
+            .map(|n| n.parse::<u64>().unwrap())
+            .sum();
+        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn idle(poll: &str) {
+    let net = Net::start(poll);
+    let guests: Vec<_> = (0..FRONT_ENDS)
+        .map(|n| Guest::connect(&net.path(n)))
+        .collect();
+    // Whatever connecting costs is over.
+    std::thread::sleep(Duration::from_millis(200));
+    let (start, before) = (Instant::now(), net.cpu_time());
+    std::thread::sleep(Duration::from_secs(4));
+    let share = (net.cpu_time() - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    println!(
+        "{FRONT_ENDS} idle front-ends, --poll {poll}: {:.2} % of a CPU",
+        100.0 * share
+    );
+    assert!(share < MOST, "--poll {poll}: {share} of a CPU");
+    // And all are served still.
+    for guest in &guests[1..] {
+        guest.listen();
+    }
+    guests[0].shout();
+    for guest in &guests[1..] {
+        until("a frame does not arrive", || guest.used(0));
+    }
+    until("a frame is not given back", || guests[0].used(1));
+    // What was set up by the front-ends lasted until here.
+    drop(guests.into_iter().map(|guest| guest.frontend));
+}
+
+#[test]
+fn adaptive_polling_sleeps() {
+    idle("adaptive");
+}
+
+#[test]
+fn interrupts_sleep() {
+    idle("interrupt");
+}
