@@ -8,7 +8,7 @@ use vvu::pci::Address;
 use vvu_pmd::worker::Polling;
 
 use crate::guest::args::Guest;
-use crate::port::{Mac, PortSpec};
+use crate::port::{CaptureSpec, Mac, PortSpec};
 
 /// Serve virtio devices from this machine, or this virtual machine, to its neighbours.
 ///
@@ -90,6 +90,13 @@ Ports:
   vfio-user:PATH     a VVU function that another process serves (see `vvu device`)
   unix:PATH          listen for a vhost-user front-end at PATH
   unix:PATH,client   connect to a front-end that listens at PATH
+  tap:NAME           a TAP interface of this machine, made if it is not there
+                     (queues=N, mtu=BYTES)
+  packet:NAME        an Ethernet interface, through a packet socket
+  xdp:NAME           a queue of an Ethernet interface, through an AF_XDP socket
+                     (queue=N, mode=auto|copy|zerocopy)
+  pcap:in=A,out=B    play the frames of A (loop: again and again), write frames to B; either
+                     may be left out
   null:              take every frame and drop it
   gen:size=64        make frames of that many bytes as fast as the other ports take them
   echo:              send every frame back where it came from
@@ -144,6 +151,11 @@ pub(crate) struct Net {
     /// A port of the switch; see the list below. Give one option per port
     #[arg(short, long = "port", required = true, value_name = "PORT")]
     pub(crate) ports: Vec<PortSpec>,
+
+    /// Write what passes a port to a pcapng file, both directions. PORT is the port's name (what
+    /// is before the first comma) or its number, from 0. FILE,snap=N: the first N bytes of frames
+    #[arg(long = "pcap", value_name = "PORT=FILE")]
+    pub(crate) captures: Vec<CaptureSpec>,
 
     /// CPUs to poll on, one worker each: 0,2 or 0-3. Default: the first CPU this process may use
     #[arg(short, long, value_name = "LIST", value_parser = parse_cpus)]

@@ -14,7 +14,7 @@ use vvu_pmd::net::NetConfig;
 
 use crate::args::Net;
 use crate::pci;
-use crate::port::{Device, Kind, Mac, PortSpec};
+use crate::port::{CaptureSpec, Device, Kind, Mac, PortSpec};
 use crate::signals::Shutdown;
 use crate::wiring::{Wiring, first_cpu};
 
@@ -24,6 +24,7 @@ const READY: &str = "ready";
 /// Runs until a signal says to stop.
 pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
     check_names(&net.ports)?;
+    let captures = check_captures(net)?;
     let mirrors = mirrors(&net.ports)?;
     let shutdown = Shutdown::new()?;
     let mut wiring = start(net)?;
@@ -34,6 +35,12 @@ pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
     }
     for (watched, watching) in mirrors {
         wiring.workers.mirror(ids[watched], ids[watching])?;
+    }
+    for (capture, port) in captures {
+        wiring
+            .workers
+            .start_capture(ids[port], &capture.file, capture.snap)
+            .with_context(|| format!("capture of port {}", net.ports[port].name))?;
     }
     tracing::info!(ports = net.ports.len(), "{READY}");
 
@@ -56,18 +63,36 @@ pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
 fn check_names(ports: &[PortSpec]) -> anyhow::Result<()> {
     let mut seen = BTreeSet::new();
     for port in ports {
-        let external = matches!(
+        let internal = matches!(
             port.kind,
-            Kind::Vvu { .. } | Kind::VfioUser { .. } | Kind::Unix { .. }
+            Kind::Null | Kind::Generator { .. } | Kind::Echo { .. } | Kind::Pcap(_)
         );
-        if external && !seen.insert(&port.name) {
+        if !internal && !seen.insert(&port.name) {
             bail!(
-                "port {} is given twice; each front-end needs one of its own",
+                "port {} is given twice; each needs one of its own",
                 port.name
             );
         }
     }
     Ok(())
+}
+
+/// Which port each capture is of. Two of one port would leave one file empty.
+fn check_captures(net: &Net) -> anyhow::Result<Vec<(&CaptureSpec, usize)>> {
+    let mut found: Vec<(&CaptureSpec, usize)> = Vec::new();
+    for capture in &net.captures {
+        let port = capture.find(&net.ports).map_err(anyhow::Error::msg)?;
+        let twice = |(other, of): &(&CaptureSpec, usize)| *of == port || other.file == capture.file;
+        if found.iter().any(twice) {
+            bail!(
+                "--pcap gives port {} or file {} twice",
+                net.ports[port].name,
+                capture.file.display()
+            );
+        }
+        found.push((capture, port));
+    }
+    Ok(found)
 }
 
 /// Which ports are watched, and by which, by their places in `ports`.
@@ -116,6 +141,10 @@ fn add_port(
             ..GenConfig::default()
         }),
         Kind::Echo { swap } => PortKind::Echo { swap: *swap },
+        Kind::Tap(config) => PortKind::Tap(config.clone()),
+        Kind::Packet(name) => PortKind::Packet(name.clone()),
+        Kind::Xdp(config) => PortKind::Xdp(config.clone()),
+        Kind::Pcap(config) => PortKind::File(config.clone()),
         Kind::Vvu { device, .. } | Kind::VfioUser { device, .. } | Kind::Unix { device, .. } => {
             PortKind::Vhost(card(net, number, port, device))
         }
@@ -132,7 +161,6 @@ fn add_port(
 
 fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transport>>> {
     let transport: Box<dyn Transport> = match &port.kind {
-        Kind::Null | Kind::Generator { .. } | Kind::Echo { .. } => return Ok(None),
         Kind::Unix {
             path,
             client: false,
@@ -161,6 +189,7 @@ fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transp
                 device.queues(),
             )?))
         }
+        _ => return Ok(None),
     };
     Ok(Some(match net.trace {
         true => Box::new(Tracer::new(transport, std::io::stderr())),

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use vvu::pci::Address;
+use vvu_pmd::port::capture::{FileConfig, Recorder};
+use vvu_pmd::port::uplink::{TapConfig, XdpConfig, XdpMode};
 
 use crate::args::RuleName;
 use crate::rules::RuleSpec;
@@ -76,6 +78,14 @@ pub(crate) enum Kind {
     Generator { size: u16 },
     /// Sends everything back.
     Echo { swap: bool },
+    /// A TAP interface.
+    Tap(TapConfig),
+    /// An interface through a packet socket.
+    Packet(String),
+    /// A queue of an interface through an AF_XDP socket.
+    Xdp(XdpConfig),
+    /// Files of frames.
+    Pcap(FileConfig),
 }
 
 /// Options of a virtio-net device.
@@ -114,8 +124,8 @@ impl FromStr for PortSpec {
     fn from_str(text: &str) -> Result<Self, String> {
         let (scheme, rest) = text.split_once(':').ok_or_else(|| {
             format!(
-                "{text:?} has no kind; write vvu:BDF, vfio-user:PATH, unix:PATH, null:, gen: or \
-                 echo:"
+                "{text:?} has no kind; write vvu:BDF, vfio-user:PATH, unix:PATH, tap:NAME, \
+                 packet:NAME, xdp:NAME, pcap:, null:, gen: or echo:"
             )
         })?;
         let mut parts = rest.split(',');
@@ -165,6 +175,32 @@ impl FromStr for PortSpec {
                     },
                 )
             }
+            "tap" | "packet" | "xdp" => {
+                if target.is_empty() {
+                    return Err(format!(
+                        "{scheme}: needs the name of an interface, as in {scheme}:eth1"
+                    ));
+                }
+                (
+                    format!("{scheme}:{target}"),
+                    uplink(scheme, target, &mut options)?,
+                )
+            }
+            "pcap" => {
+                options = Options::new(rest.split(',').filter(|part| !part.is_empty()))?;
+                let config = FileConfig {
+                    input: options.take("in", path)?,
+                    output: options.take("out", path)?,
+                    repeat: options.flag("loop")?,
+                };
+                if config.input.is_none() && config.output.is_none() {
+                    return Err("pcap: needs a file, as in pcap:in=FILE or pcap:out=FILE".into());
+                }
+                if config.input.is_none() && config.repeat {
+                    return Err("option loop is for in=FILE, which is not there".into());
+                }
+                ("pcap".to_owned(), Kind::Pcap(config))
+            }
             "null" | "gen" | "echo" => {
                 // These have no target: what follows the colon are options.
                 options = Options::new(rest.split(',').filter(|part| !part.is_empty()))?;
@@ -183,14 +219,119 @@ impl FromStr for PortSpec {
             }
             _ => {
                 return Err(format!(
-                    "{scheme:?} is not a kind of port; there are vvu, vfio-user, unix, null, gen \
-                     and echo"
+                    "{scheme:?} is not a kind of port; there are vvu, vfio-user, unix, tap, \
+                     packet, xdp, pcap, null, gen and echo"
                 ));
             }
         };
         let rules = RuleSpec::take(&mut options)?;
         options.finish(scheme)?;
         Ok(Self { name, kind, rules })
+    }
+}
+
+/// A port to the kernel.
+fn uplink(scheme: &str, target: &str, options: &mut Options<'_>) -> Result<Kind, String> {
+    let name = target.to_owned();
+    Ok(match scheme {
+        "tap" => Kind::Tap(TapConfig {
+            name,
+            queues: options
+                .take("queues", |v| number(v, 1..=TapConfig::MAX_QUEUES))?
+                .unwrap_or(1),
+            mtu: options.take("mtu", |v| number(v, 68..=9216))?,
+        }),
+        "packet" => Kind::Packet(name),
+        _ => Kind::Xdp(XdpConfig {
+            name,
+            queue: options
+                .take("queue", |v| number(v, 0..=1023))?
+                .unwrap_or(0)
+                .into(),
+            mode: options
+                .take("mode", |value| match value {
+                    "auto" => Ok(XdpMode::Auto),
+                    "copy" => Ok(XdpMode::Copy),
+                    "zerocopy" => Ok(XdpMode::ZeroCopy),
+                    _ => Err(format!("{value:?} is none of auto, copy and zerocopy")),
+                })?
+                .unwrap_or(XdpMode::Auto),
+        }),
+    })
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    match text.is_empty() {
+        true => Err("a file's path cannot be empty".into()),
+        false => Ok(text.into()),
+    }
+}
+
+/// One `--pcap`: what passes a port, and the file it is written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CaptureSpec {
+    /// The port's name, or its number among the options.
+    port: String,
+    pub(crate) file: PathBuf,
+    pub(crate) snap: u32,
+}
+
+impl CaptureSpec {
+    /// Which of `ports` is meant.
+    pub(crate) fn find(&self, ports: &[PortSpec]) -> Result<usize, String> {
+        if let Ok(number) = self.port.parse()
+            && number < ports.len()
+        {
+            return Ok(number);
+        }
+        let named = |(_, port): &(usize, &PortSpec)| port.name == self.port;
+        let mut found = ports.iter().enumerate().filter(named);
+        match (found.next(), found.next()) {
+            (Some((number, _)), None) => Ok(number),
+            (Some(_), Some(_)) => Err(format!(
+                "several ports are called {}; give the number of one, from 0",
+                self.port
+            )),
+            (None, _) => {
+                let names = ports.iter().enumerate();
+                let names: Vec<_> = names
+                    .map(|(n, port)| format!("{n}: {}", port.name))
+                    .collect();
+                Err(format!(
+                    "there is no port {}; there are {}",
+                    self.port,
+                    names.join(", ")
+                ))
+            }
+        }
+    }
+}
+
+impl FromStr for CaptureSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, rest) = text.split_once('=').ok_or_else(|| {
+            format!("{text:?} is not PORT=FILE, such as unix:/run/a.sock=a.pcapng")
+        })?;
+        let mut parts = rest.split(',');
+        let file = path(parts.next().unwrap_or_default())?;
+        let mut options = Options::new(parts)?;
+        let snap = options.take("snap", |value| match value.parse() {
+            Ok(snap @ 14..=Recorder::SNAP) => Ok(snap),
+            _ => Err(format!(
+                "{value:?} is not a number from 14 to {}",
+                Recorder::SNAP
+            )),
+        })?;
+        match options.0.first() {
+            None => Ok(Self {
+                port: port.to_owned(),
+                file,
+                snap: snap.unwrap_or(Recorder::SNAP),
+            }),
+            Some((key, _)) => Err(format!("there is no option {key:?} here, only snap=BYTES")),
+        }
     }
 }
 
@@ -335,13 +476,46 @@ mod tests {
         assert_eq!(parse("gen:").kind, Kind::Generator { size: 64 });
         assert_eq!(parse("gen:size=1518").kind, Kind::Generator { size: 1518 });
         assert_eq!(parse("echo:swap").kind, Kind::Echo { swap: true });
+        let tap = TapConfig {
+            name: "vm0".into(),
+            queues: 4,
+            mtu: Some(1500),
+        };
+        assert_eq!(parse("tap:vm0,queues=4,mtu=1500").kind, Kind::Tap(tap));
+        assert_eq!(parse("packet:eth1").kind, Kind::Packet("eth1".into()));
+        assert_eq!(parse("packet:eth1").name, "packet:eth1");
+        let xdp = XdpConfig {
+            name: "eth1".into(),
+            queue: 3,
+            mode: XdpMode::ZeroCopy,
+        };
+        assert_eq!(parse("xdp:eth1,mode=zerocopy,queue=3").kind, Kind::Xdp(xdp));
+        let files = FileConfig {
+            input: Some("/tmp/a.pcap".into()),
+            output: Some("b=c".into()),
+            repeat: true,
+        };
+        assert_eq!(
+            parse("pcap:in=/tmp/a.pcap,loop,out=b=c").kind,
+            Kind::Pcap(files)
+        );
     }
 
     #[test]
     fn bad_ports_are_refused_with_a_reason() {
         for (text, reason) in [
             ("eth0", "has no kind"),
-            ("tap:0", "not a kind of port"),
+            ("eth:0", "not a kind of port"),
+            ("tap:", "name of an interface"),
+            ("tap:a,queues=0", "1 to 256"),
+            ("tap:a,pairs=2", "no option \"pairs\""),
+            ("packet:eth1,queue=1", "no option \"queue\""),
+            ("xdp:eth1,mode=fast", "auto, copy and zerocopy"),
+            ("xdp:eth1,queue=x", "0 to 1023"),
+            ("pcap:", "needs a file"),
+            ("pcap:a.pcap", "needs a file"),
+            ("pcap:in=", "cannot be empty"),
+            ("pcap:out=a,loop", "in=FILE"),
             ("unix:", "needs the path"),
             ("unix:/a,clinet", "no option \"clinet\""),
             ("unix:/a,client=yes", "takes no value"),
@@ -363,6 +537,27 @@ mod tests {
             ("null:x", "no option \"x\""),
         ] {
             let error = text.parse::<PortSpec>().unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn captures_name_a_port() {
+        let ports = ["null:", "unix:/run/a.sock", "null:"].map(parse);
+        let find = |text: &str| text.parse::<CaptureSpec>().unwrap().find(&ports);
+        assert_eq!(find("unix:/run/a.sock=a.pcapng"), Ok(1));
+        assert_eq!(find("2=a=b.pcapng,snap=96"), Ok(2));
+        assert!(find("null=a").unwrap_err().contains("several ports"));
+        assert!(find("3=a").unwrap_err().contains("1: unix:/run/a.sock"));
+        let spec: CaptureSpec = "2=a=b.pcapng,snap=96".parse().unwrap();
+        assert_eq!((spec.file, spec.snap), ("a=b.pcapng".into(), 96));
+        for (text, reason) in [
+            ("unix:/run/a.sock", "PORT=FILE"),
+            ("1=", "cannot be empty"),
+            ("1=a,snap=3", "14 to"),
+            ("1=a,size=3", "snap=BYTES"),
+        ] {
+            let error = text.parse::<CaptureSpec>().unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
         }
     }

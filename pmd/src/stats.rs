@@ -74,11 +74,21 @@ pub enum Drop {
     SmallBuffer,
     /// To send: the guest said on its control queue that it does not want it.
     Filtered,
+    /// Received by the kernel, which found the ring to us full.
+    KernelFull,
+    /// To send: the interface is down, or gone.
+    LinkDown,
+    /// To send: longer than the interface's MTU allows.
+    OverMtu,
+    /// To send: the kernel did not take it, for another reason.
+    Refused,
+    /// To a file: the thread that writes it is behind.
+    WriterFull,
 }
 
 impl Drop {
     /// Names of all reasons, in order.
-    pub const NAMES: [&str; 21] = [
+    pub const NAMES: [&str; 26] = [
         "truncated",
         "too-long",
         "bad-offload",
@@ -100,6 +110,11 @@ impl Drop {
         "ring-full",
         "small-buffer",
         "filtered",
+        "kernel-full",
+        "link-down",
+        "over-mtu",
+        "refused",
+        "writer-full",
     ];
 }
 
@@ -153,6 +168,8 @@ pub struct PortStats {
     pub unlearnt: Counter,
     /// Commands of the guest's control queue that were refused.
     pub refused: Counter,
+    /// Frames that a capture of the port missed, because the thread that writes it was behind.
+    pub uncaptured: Counter,
     /// Frames dropped, by [`Drop`].
     drops: [Counter; Drop::NAMES.len()],
     /// Rings stopped for a fault of their driver, by reason.
@@ -170,6 +187,7 @@ impl PortStats {
             tx_bytes: Counter::default(),
             unlearnt: Counter::default(),
             refused: Counter::default(),
+            uncaptured: Counter::default(),
             drops: Default::default(),
             faults: faults.iter().map(|f| (*f, Counter::default())).collect(),
             rings: (0..rings).map(|_| AtomicU8::new(0)).collect(),
@@ -281,6 +299,8 @@ pub struct PortSnapshot {
     pub unlearnt: u64,
     /// Commands of the control queue refused.
     pub refused: u64,
+    /// Frames that a capture missed.
+    pub uncaptured: u64,
     /// Frames dropped, by reason; all reasons.
     pub drops: Vec<(&'static str, u64)>,
     /// Rings that broke, by reason; all reasons.
@@ -302,6 +322,7 @@ impl PortSnapshot {
             tx_bytes: stats.tx_bytes.get(),
             unlearnt: stats.unlearnt.get(),
             refused: stats.refused.get(),
+            uncaptured: stats.uncaptured.get(),
             drops: Drop::NAMES
                 .into_iter()
                 .zip(stats.drops.iter().map(Counter::get))
@@ -402,6 +423,7 @@ impl fmt::Display for Snapshot {
             let others = [
                 ("unlearnt-flood", port.unlearnt),
                 ("control-refused", port.refused),
+                ("uncaptured", port.uncaptured),
             ];
             let reasons = port.drops.iter().chain(&port.faults).chain(&others);
             for (name, n) in reasons.filter(|(_, n)| *n > 0) {

@@ -44,6 +44,8 @@ fn cards() -> PortKind {
         mac: mac(0, 0),
         mtu: 1500,
         pairs: 1,
+        control: false,
+        speed: u32::MAX,
     })
 }
 

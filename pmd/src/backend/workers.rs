@@ -1,6 +1,7 @@
 //! The threads, the switch that spans them, and its ports.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
@@ -11,6 +12,8 @@ use crate::mempool::{Mempool, MempoolError};
 use crate::net::{
     Control, ControlPort, Fdb, Inbox, MAX_PORTS, NetConfig, Place, PortRules, Rules, Shared, Switch,
 };
+use crate::port::capture::{CaptureError, FileConfig, FileTx, Recorder, Replay};
+use crate::port::uplink::{self, TapConfig, UplinkError, XdpConfig};
 use crate::port::{
     ControlQueue, Generator, MAX_FRAME, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx,
 };
@@ -73,6 +76,14 @@ pub enum PortKind {
     Null,
     /// Sends frames, as fast as it can.
     Gen(GenConfig),
+    /// A TAP interface.
+    Tap(TapConfig),
+    /// The interface of this name, through a packet socket.
+    Packet(String),
+    /// A queue of an interface, through an AF_XDP socket.
+    Xdp(XdpConfig),
+    /// Frames of a file, and a file of frames.
+    File(FileConfig),
     /// Sends each frame back to where it came from.
     Echo {
         /// With source and destination address exchanged.
@@ -96,6 +107,12 @@ pub enum BackendError {
     /// No memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// No way to the kernel.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    /// A file that cannot be read or written.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// All numbers are taken.
     #[error("a switch has at most {MAX_PORTS} ports")]
     TooManyPorts,
@@ -152,6 +169,10 @@ struct Port {
     place: PortPlace,
     stats: Stats,
     rules: PortRules,
+    /// What writes the file of a port that is one, for as long as the port is there.
+    _recorder: Option<Recorder>,
+    /// What writes down what passes the port.
+    capture: Option<Recorder>,
 }
 
 /// Whether a port has halves with its worker, or is a rule that all workers know.
@@ -270,10 +291,11 @@ impl Workers {
         let (place, rings) = match &kind {
             PortKind::Vhost(config) => (PortPlace::Owned, check(config)?),
             PortKind::Echo { swap } => (PortPlace::Echo { swap: *swap }, 0),
-            PortKind::Null | PortKind::Gen(_) => (PortPlace::Owned, 0),
+            _ => (PortPlace::Owned, 0),
         };
         let stats = PortStats::new(rings, &RingError::REASONS);
-        let halves = halves(&kind, &name, &stats)?;
+        let mut recorder = None;
+        let halves = halves(&kind, &name, &stats, thread.waker(), &mut recorder)?;
         if !rules.rules.claim(&self.shared.fdb, id.0) {
             self.shared.fdb.remove(id.0);
             return Err(BackendError::Rules(
@@ -302,6 +324,8 @@ impl Workers {
             place,
             stats,
             rules,
+            _recorder: recorder,
+            capture: None,
         };
         ports.insert(id, port);
         let device = match kind {
@@ -372,6 +396,34 @@ impl Workers {
         for thread in &self.threads {
             let rules = rules.clone();
             thread.call(move |switch| switch.set_rules(id.0, rules))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what passes a port from now on to the file at `path`, of each frame the first `snap`
+    /// bytes. A capture of the port that there is ends.
+    pub fn start_capture(&self, id: PortId, path: &Path, snap: u32) -> Result<(), BackendError> {
+        self.stop_capture(id)?;
+        let mut ports = self.ports();
+        let port = ports.get_mut(&id).ok_or(BackendError::NoPort)?;
+        if let PortPlace::Echo { .. } = port.place {
+            return Err(CaptureError::NoFrames(port.name.to_string()).into());
+        }
+        let (recorder, pen) = Recorder::start(path, &port.name, snap)?;
+        let owner = self.thread(port.worker)?;
+        owner.call(move |switch| switch.capture(id.0, Some(&pen)))?;
+        port.capture = Some(recorder);
+        Ok(())
+    }
+
+    /// Ends the capture of a port, if there is one. Its file is complete then.
+    pub fn stop_capture(&self, id: PortId) -> Result<(), BackendError> {
+        let mut ports = self.ports();
+        let port = ports.get_mut(&id).ok_or(BackendError::NoPort)?;
+        if let Some(recorder) = port.capture.take() {
+            let owner = self.thread(port.worker)?;
+            owner.call(move |switch| switch.capture(id.0, None))?;
+            drop(recorder);
         }
         Ok(())
     }
@@ -460,6 +512,8 @@ fn halves(
     kind: &PortKind,
     name: &Arc<str>,
     stats: &Stats,
+    waker: &Arc<Waker>,
+    recorder: &mut Option<Recorder>,
 ) -> Result<Option<(RxPort, TxPort)>, BackendError> {
     let rings = || Rings::new(Arc::clone(name), Arc::clone(stats));
     let null = TxPort::Null(Arc::clone(stats));
@@ -484,6 +538,37 @@ fn halves(
             }
             let generator = Generator::new(size, source, destination, Arc::clone(stats))?;
             Some((RxPort::Gen(generator), null))
+        }
+        PortKind::Tap(config) => {
+            let (rx, tx) = uplink::tap(config, stats, waker)?;
+            Some((RxPort::Tap(rx), TxPort::Tap(tx)))
+        }
+        PortKind::Packet(name) => {
+            let (rx, tx) = uplink::packet(name, stats, waker)?;
+            Some((RxPort::Packet(rx), TxPort::Packet(tx)))
+        }
+        PortKind::Xdp(config) => {
+            let (rx, tx) = uplink::xdp(config, stats, waker)?;
+            Some((RxPort::Xdp(rx), TxPort::Xdp(tx)))
+        }
+        PortKind::File(FileConfig {
+            input,
+            output,
+            repeat,
+        }) => {
+            let rx = match input {
+                None => RxPort::None,
+                Some(path) => RxPort::File(Replay::open(path, *repeat, Arc::clone(stats))?),
+            };
+            let tx = match output {
+                None => null,
+                Some(path) => {
+                    let (started, pen) = Recorder::start(path, name, Recorder::SNAP)?;
+                    *recorder = Some(started);
+                    TxPort::File(FileTx::new(pen, Arc::clone(stats)))
+                }
+            };
+            Some((rx, tx))
         }
         PortKind::Echo { .. } => None,
     })

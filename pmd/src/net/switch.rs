@@ -14,6 +14,7 @@ use super::fdb::Fdb;
 use super::out::Out;
 use super::rules::PortRules;
 use crate::mempool::Mempool;
+use crate::port::capture::Pen;
 use crate::port::{BURST, Burst, Heads, Parcel, RxPort, Stats, TxPort};
 use crate::stats::WorkerStats;
 use crate::wake::{Kicks, Quiet, Waker};
@@ -140,7 +141,8 @@ impl Switch {
     /// The halves of a port that this worker owns.
     pub fn port(&mut self, number: u16) -> Option<(&mut RxPort, &mut TxPort)> {
         let rx = self.rx.iter_mut().find(|port| port.number == number)?;
-        Some((&mut rx.rx, self.out.port(number).tx.as_mut()?))
+        let tx = self.out.port(number).tx.as_mut()?;
+        Some((rx.rx.inner(), tx.inner()))
     }
 
     /// Serves a control queue of port `number`, which this worker owns.
@@ -160,8 +162,23 @@ impl Switch {
             && let Some(tx) = &mut self.out.port(number).tx
         {
             control.control().negotiate(features);
-            control.apply(tx);
+            control.apply(tx.inner());
         }
+    }
+
+    /// Writes down what passes port `number` with `pen` from now on, or nothing any more. False
+    /// if this worker does not own it.
+    pub fn capture(&mut self, number: u16, pen: Option<&Pen>) -> bool {
+        let Some(rx) = self.rx.iter_mut().find(|port| port.number == number) else {
+            return false;
+        };
+        let out = self.out.port(number);
+        let (Some(tx), Some(stats)) = (&mut out.tx, &out.stats) else {
+            return false;
+        };
+        rx.rx.capture(pen, stats);
+        tx.capture(pen, stats);
+        true
     }
 
     /// Forwards everything there is now, up to a burst of each port and of the inbox. Returns
@@ -198,7 +215,7 @@ impl Switch {
             | found.is_some()
             | self.controls.poll(|number, control| {
                 if let Some(tx) = &mut out.port(number).tx {
-                    control.apply(tx);
+                    control.apply(tx.inner());
                 }
             })
     }

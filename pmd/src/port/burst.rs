@@ -331,6 +331,16 @@ enum Source<'b> {
     Parcels(&'b [Parcel]),
     /// The same bytes for every frame.
     Fixed(VolatileSlice<'b>),
+    /// At places of one memory.
+    Placed(VolatileSlice<'b>, &'b [Place]),
+}
+
+/// Where a frame is in a memory that holds many, and what the header that came with it asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Place {
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    pub(crate) header: [u8; offload::HEADER],
 }
 
 /// A frame of a burst, as one destination shall get it. Aligned, because an array of them is
@@ -385,6 +395,18 @@ impl<'b> Burst<'b> {
         }
     }
 
+    /// `heads`, of frames at `places` of `memory`.
+    pub(crate) fn of_places(
+        heads: &'b Heads,
+        memory: VolatileSlice<'b>,
+        places: &'b [Place],
+    ) -> Self {
+        Self {
+            heads: heads.all(),
+            source: Source::Placed(memory, places),
+        }
+    }
+
     /// One frame.
     pub fn of_one(heads: &'b mut Heads, bytes: VolatileSlice<'b>) -> Self {
         heads.clear();
@@ -421,6 +443,11 @@ impl<'b> Burst<'b> {
                 (parcel.and_then(|parcel| parcel.mbuf.bytes()), None, 0)
             }
             Source::Fixed(bytes) => (Some(bytes), None, 0),
+            Source::Placed(memory, places) => {
+                let place = places.get(head.item());
+                let bytes = place.and_then(|at| memory.subslice(at.offset, at.len).ok());
+                (bytes, None, 0)
+            }
         };
         Body(Skip {
             pieces: Pieces { only, chain },
