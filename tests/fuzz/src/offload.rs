@@ -45,7 +45,8 @@ fn check(frame: &[u8]) {
     };
     let udp_or_tcp = |v4: Option<([u8; 4], [u8; 4])>, v6: Option<([u8; 16], [u8; 16])>| {
         let (found, expected) = match &packet.transport {
-            Some(TransportSlice::Tcp(tcp)) => {
+            // It forgets reserved bits.
+            Some(TransportSlice::Tcp(tcp)) if tcp.slice()[12] & 0x0e == 0 => {
                 let (header, payload) = (tcp.to_header(), tcp.payload());
                 let expected = match (v4, v6) {
                     (Some((from, to)), _) => header.calc_checksum_ipv4_raw(from, to, payload),
