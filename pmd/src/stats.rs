@@ -72,11 +72,13 @@ pub enum Drop {
     RingFull,
     /// To send: the next buffer is too small, and buffers may not be merged.
     SmallBuffer,
+    /// To send: the guest said on its control queue that it does not want it.
+    Filtered,
 }
 
 impl Drop {
     /// Names of all reasons, in order.
-    pub const NAMES: [&str; 20] = [
+    pub const NAMES: [&str; 21] = [
         "truncated",
         "too-long",
         "bad-offload",
@@ -97,6 +99,7 @@ impl Drop {
         "no-ring",
         "ring-full",
         "small-buffer",
+        "filtered",
     ];
 }
 
@@ -148,6 +151,8 @@ pub struct PortStats {
     /// Frames from the port that went to all ports because nobody was known to have their
     /// destination.
     pub unlearnt: Counter,
+    /// Commands of the guest's control queue that were refused.
+    pub refused: Counter,
     /// Frames dropped, by [`Drop`].
     drops: [Counter; Drop::NAMES.len()],
     /// Rings stopped for a fault of their driver, by reason.
@@ -164,6 +169,7 @@ impl PortStats {
             tx_packets: Counter::default(),
             tx_bytes: Counter::default(),
             unlearnt: Counter::default(),
+            refused: Counter::default(),
             drops: Default::default(),
             faults: faults.iter().map(|f| (*f, Counter::default())).collect(),
             rings: (0..rings).map(|_| AtomicU8::new(0)).collect(),
@@ -234,7 +240,8 @@ pub struct WorkerStats {
     pub sleeps: Counter,
     /// Control requests served.
     pub mails: Counter,
-    /// Frames from other workers for a port that is gone.
+    /// Frames from other workers for a port that is gone, and copies of them that found no way to
+    /// who watches from another worker.
     pub stray: Counter,
     /// Rings that are not polled because they had nothing for long: as of now.
     resting: AtomicU64,
@@ -272,6 +279,8 @@ pub struct PortSnapshot {
     pub tx_bytes: u64,
     /// Frames flooded because their destination was not known.
     pub unlearnt: u64,
+    /// Commands of the control queue refused.
+    pub refused: u64,
     /// Frames dropped, by reason; all reasons.
     pub drops: Vec<(&'static str, u64)>,
     /// Rings that broke, by reason; all reasons.
@@ -292,6 +301,7 @@ impl PortSnapshot {
             tx_packets: stats.tx_packets.get(),
             tx_bytes: stats.tx_bytes.get(),
             unlearnt: stats.unlearnt.get(),
+            refused: stats.refused.get(),
             drops: Drop::NAMES
                 .into_iter()
                 .zip(stats.drops.iter().map(Counter::get))
@@ -389,8 +399,11 @@ impl fmt::Display for Snapshot {
                 port.tx_bytes,
                 port.dropped_all(),
             )?;
-            let unlearnt = ("unlearnt-flood", port.unlearnt);
-            let reasons = port.drops.iter().chain(&port.faults).chain([&unlearnt]);
+            let others = [
+                ("unlearnt-flood", port.unlearnt),
+                ("control-refused", port.refused),
+            ];
+            let reasons = port.drops.iter().chain(&port.faults).chain(&others);
             for (name, n) in reasons.filter(|(_, n)| *n > 0) {
                 writeln!(f, "    {name:<22} {n}")?;
             }

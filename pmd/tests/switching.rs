@@ -13,7 +13,7 @@ use vvu_pmd::net::feature;
 use vvu_pmd::port::MAX_FRAME;
 use vvu_pmd::stats::{Drop, RingState};
 use vvu_pmd::vring::feature as ring;
-use vvu_pmd::{GenConfig, PortKind, Workers};
+use vvu_pmd::{GenConfig, NetConfig, PortKind, Workers};
 
 #[test]
 fn two_guests_exchange_frames() {
@@ -306,6 +306,11 @@ fn announcing_and_leaving() {
     assert_eq!(&rarp[12..14], &[0x80, 0x35]);
     assert_eq!(&rarp[22..28], &A);
     receive(&mut three);
+    let stats = workers.stats();
+    for name in ["b", "c"] {
+        let port = stats.port(name).unwrap();
+        assert_eq!((port.tx_packets, port.tx_bytes), (1, 60));
+    }
     // So A is known, and others do not see what goes to it.
     assert!(two.send(&frame(A, B, 1, 60)));
     assert_eq!(receive(&mut one), frame(A, B, 1, 60));
@@ -366,6 +371,16 @@ fn impossible_ports_and_workers() {
     assert!(workers.add_port("a", card(A, 0), None).is_err());
     assert!(workers.add_port("a", card(A, 129), None).is_err());
     assert!(workers.add_port("a", card(A, 1), Some(1)).is_err());
+    let controlled = NetConfig {
+        pairs: 128,
+        control: true,
+        ..NetConfig::default()
+    };
+    let controlled = PortKind::Vhost(controlled);
+    assert!(
+        workers.add_port("a", controlled, None).is_err(),
+        "queue 256"
+    );
     let tiny = GenConfig {
         size: 13,
         ..GenConfig::default()
@@ -386,7 +401,7 @@ fn impossible_ports_and_workers() {
     device.reset();
     device.read_config(10, &mut mtu).unwrap();
     assert_eq!(u16::from_le_bytes(mtu), 1500, "as configured");
-    assert!(device.read_config(11, &mut mtu).is_err());
+    assert!(device.read_config(23, &mut mtu).is_err());
     assert!(device.read_config(u32::MAX, &mut mtu).is_err());
     assert!(device.write_config(0, &[0]).is_err());
     workers.remove_port(id).unwrap();

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 
 use crate::guest::Guest;
+use crate::job::COMMAND;
+use crate::wire::Task;
 
 /// Frames and bytes that a guest's driver has handed to its card and taken from it. A frame that
 /// is segmented or merged further on counts once.
@@ -60,6 +62,15 @@ impl Guest {
         let text = self.read("/sys/class/net/eth0/device/features")?;
         let bits = text.trim().bytes().take(64).enumerate();
         Ok(bits.fold(0, |all, (bit, digit)| all | u64::from(digit == b'1') << bit))
+    }
+
+    /// Lets its interface segment UDP, which Linux leaves off until somebody asks.
+    pub fn turn_on_udp_segmentation(&self) -> Result<()> {
+        let task = Task::TurnOn {
+            device: "eth0".into(),
+            feature: "tx-udp-segmentation".into(),
+        };
+        self.task(task, COMMAND)
     }
 
     /// Packets that its kernel threw away since boot because their checksum was wrong.

@@ -123,6 +123,13 @@ pub enum Task {
         /// Compute a checksum, or send one block again and again.
         verify: bool,
     },
+    /// Turn a feature of an interface on, as `ethtool -K` does; reports nothing, as null.
+    TurnOn {
+        /// Interface.
+        device: String,
+        /// The feature's name in the kernel.
+        feature: String,
+    },
     /// Send datagrams whose contents the receiver knows, some at once, and wait after each such
     /// burst until it has arrived; reports [`UdpReport`].
     UdpSend {

@@ -42,8 +42,7 @@ pub(crate) struct Way {
 fn cards() -> PortKind {
     PortKind::Vhost(NetConfig {
         mac: mac(0, 0),
-        mtu: 1500,
-        pairs: 1,
+        ..NetConfig::default()
     })
 }
 

@@ -166,7 +166,6 @@ impl Fdb {
     }
 
     /// All entries of an address: usually none or one.
-    #[inline]
     fn entries(&self, spot: &Spot) -> impl Iterator<Item = (u64, Slot<'_>)> {
         let Spot { tag, first, second } = *spot;
         let both = [(first, tag), (second, tag | SECOND)];
@@ -180,9 +179,33 @@ impl Fdb {
         })
     }
 
+    /// The first of them.
+    #[inline]
+    fn first(&self, spot: &Spot) -> Option<(u64, Slot<'_>)> {
+        let look = |bucket: u32, wanted: u64| {
+            let bucket = self.bucket(bucket);
+            for slot in bucket.words.iter().zip(&bucket.seen) {
+                let word = slot.0.load(Relaxed);
+                if word & IDENTITY == wanted && port_of(word).is_some() {
+                    return Some((word, slot));
+                }
+            }
+            None
+        };
+        look(spot.first, spot.tag).or_else(|| look(spot.second, spot.tag | SECOND))
+    }
+
     /// The port where the address was last seen.
     #[inline]
     pub(super) fn lookup(&self, spot: &Spot, now: u32) -> Option<u16> {
+        let (word, (_, seen)) = self.first(spot)?;
+        let port = self.current(word, seen, now);
+        // There may be a younger one behind it.
+        port.or_else(|| self.lookup_all(spot, now))
+    }
+
+    #[cold]
+    fn lookup_all(&self, spot: &Spot, now: u32) -> Option<u16> {
         let mut entries = self.entries(spot);
         entries.find_map(|(word, (_, seen))| self.current(word, seen, now))
     }
@@ -191,7 +214,7 @@ impl Fdb {
     #[inline]
     pub(super) fn learn(&self, spot: &Spot, port: u16, now: u32) -> Learned {
         // Only the entry that a lookup finds first counts: there may be two after a race.
-        if let Some((word, (_, seen))) = self.entries(spot).next()
+        if let Some((word, (_, seen))) = self.first(spot)
             && port_of(word) == Some(port)
         {
             // Not written when unchanged, to leave the cache line shared.

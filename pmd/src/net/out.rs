@@ -73,6 +73,8 @@ pub(super) struct Out {
     runs: Vec<Run>,
     /// Frames of the burst at hand for each other worker.
     pub(super) remote: Vec<Vec<Post>>,
+    /// Whether there are any.
+    pub(super) posted: bool,
     pub(super) shared: Shared,
     pub(super) stats: Arc<WorkerStats>,
     pub(super) scratch: Scratch,
@@ -101,6 +103,7 @@ impl Out {
             touched: Vec::with_capacity(MAX_PORTS),
             runs: Vec::with_capacity(BURST),
             remote: shared.inboxes.iter().map(|_| posts()).collect(),
+            posted: false,
             shared,
             stats,
             scratch: Scratch::default(),
@@ -156,7 +159,10 @@ impl Out {
             }
             _ => self.forward_plain(source, burst, &mut tally),
         }
-        let met = self.deliver(burst) | self.send_remote(source, burst, &mut tally);
+        let mut met = self.deliver(burst);
+        if std::mem::take(&mut self.posted) {
+            met |= self.send_remote(source, burst, &mut tally);
+        }
         self.count(source, &tally);
         met
     }

@@ -47,6 +47,7 @@ impl Out {
         if last.to != To::All || remote.last() != Some(&last) {
             remote.extend(frames.map(post));
         }
+        self.posted = true;
         true
     }
 
@@ -149,9 +150,11 @@ impl Out {
         }
         self.deliver(burst);
         // What went to a port that is watched from another worker.
-        let mut tally = Tally::default();
-        self.send_remote(u16::MAX, burst, &mut tally);
-        self.stats.stray.add(tally.queue_full + tally.no_mbuf);
+        if std::mem::take(&mut self.posted) {
+            let mut tally = Tally::default();
+            self.send_remote(u16::MAX, burst, &mut tally);
+            self.stats.stray.add(tally.queue_full + tally.no_mbuf);
+        }
     }
 
     fn is_here(&self, port: u16) -> bool {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 use vvu::memory::VolatileSlice;
 
+use super::controls::{ControlPort, Controls};
 use super::fdb::Fdb;
 use super::out::Out;
 use super::rules::PortRules;
@@ -79,6 +80,7 @@ pub struct Switch {
     resting: usize,
     /// Place in `awake` of the port to begin with.
     first: usize,
+    controls: Controls,
     heads: Heads,
     inbox: Arc<Inbox>,
     parcels: Vec<Parcel>,
@@ -93,6 +95,7 @@ impl Switch {
             awake: Vec::new(),
             resting: 0,
             first: 0,
+            controls: Controls::default(),
             heads: Heads::default(),
             inbox: Arc::clone(shared.inboxes.get(number)?),
             parcels: Vec::with_capacity(BURST),
@@ -125,6 +128,7 @@ impl Switch {
     /// Owns port `number` no longer.
     pub fn remove(&mut self, number: u16) -> (Option<RxPort>, Option<TxPort>) {
         self.place(number, Place::Absent);
+        self.controls.remove(number);
         let at = self.rx.iter().position(|port| port.number == number);
         let rx = at.map(|at| self.rx.remove(at).rx);
         self.refresh();
@@ -136,8 +140,28 @@ impl Switch {
     /// The halves of a port that this worker owns.
     pub fn port(&mut self, number: u16) -> Option<(&mut RxPort, &mut TxPort)> {
         let rx = self.rx.iter_mut().find(|port| port.number == number)?;
-        let tx = self.out.port(number).tx.as_mut()?;
-        Some((&mut rx.rx, tx))
+        Some((&mut rx.rx, self.out.port(number).tx.as_mut()?))
+    }
+
+    /// Serves a control queue of port `number`, which this worker owns.
+    pub fn add_control(&mut self, number: u16, control: ControlPort) {
+        self.controls.add(number, control);
+    }
+
+    /// The control queue of port `number`, if it has one.
+    pub fn control(&mut self, number: u16) -> Option<&mut ControlPort> {
+        self.controls.get(number)
+    }
+
+    /// Forgets what the driver of port `number` said on its control queue, if it has one: the
+    /// next accepted `features`.
+    pub fn negotiate(&mut self, number: u16, features: u64) {
+        if let Some(control) = self.controls.get(number)
+            && let Some(tx) = &mut self.out.port(number).tx
+        {
+            control.control().negotiate(features);
+            control.apply(tx);
+        }
     }
 
     /// Forwards everything there is now, up to a burst of each port and of the inbox. Returns
@@ -151,23 +175,32 @@ impl Switch {
         let worked = self.poll_inbox();
         // The first port that has something finds most room where all want to send. So the next
         // round begins behind it.
-        let ports = self.awake.len();
-        let first = if self.first < ports { self.first } else { 0 };
-        let mut next = first;
-        let mut found = false;
-        let (before, after) = self.awake.split_at(first);
-        for place in after.iter().chain(before) {
-            if let Some(Incoming { number, rx }) = self.rx.get_mut(usize::from(*place)) {
-                let out = &mut self.out;
-                found |= rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst));
+        let mut at = self.first;
+        let mut found = None;
+        for _ in 0..self.awake.len() {
+            if at >= self.awake.len() {
+                at = 0;
             }
-            next += usize::from(!found);
+            let place = self.awake.get(at).copied().map(usize::from);
+            if let Some(Incoming { number, rx }) = place.and_then(|place| self.rx.get_mut(place)) {
+                let out = &mut self.out;
+                if rx.rx_burst(&mut self.heads, |burst| out.forward(*number, burst)) {
+                    found = found.or(Some(at));
+                }
+            }
+            at += 1;
         }
-        self.first = match next + 1 {
-            next if next < ports => next,
-            next => next.saturating_sub(ports),
-        };
-        worked | found
+        if let Some(first) = found {
+            self.first = first + 1;
+        }
+        let out = &mut self.out;
+        worked
+            | found.is_some()
+            | self.controls.poll(|number, control| {
+                if let Some(tx) = &mut out.port(number).tx {
+                    control.apply(tx);
+                }
+            })
     }
 
     pub(super) fn poll_inbox(&mut self) -> bool {
@@ -200,12 +233,13 @@ impl Switch {
     /// Asks all rings for kicks, because the worker is about to sleep.
     pub fn enable_kicks(&mut self) -> Quiet {
         let quiet = self.rx.iter_mut().map(|port| port.rx.enable_kicks());
-        quiet.fold(Quiet::Kicked, Quiet::and)
+        quiet.fold(self.controls.enable_kicks(), Quiet::and)
     }
 
     /// Asks all rings for no kicks, because the worker polls all of them.
     pub fn disable_kicks(&mut self) {
         self.rx.iter_mut().for_each(|port| port.rx.disable_kicks());
+        self.controls.disable_kicks();
         self.refresh();
     }
 

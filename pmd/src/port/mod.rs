@@ -9,23 +9,30 @@
 //! This room knows no switch, no sessions and no threads.
 
 mod burst;
+mod control;
+pub mod filter;
 pub mod flow;
 mod generator;
+mod headers;
 pub mod offload;
 mod rest;
 #[cfg(test)]
 mod rest_tests;
 mod rings;
+pub mod rss;
 mod scratch;
+mod steering;
 mod vhost;
 mod writer;
 
 pub use burst::{
     Addresses, BURST, Body, Burst, Edit, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick, To,
 };
+pub use control::ControlQueue;
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
 pub use scratch::Scratch;
+pub use steering::{Policy, Steering};
 pub use vhost::{VhostRx, VhostTx};
 
 use std::sync::Arc;

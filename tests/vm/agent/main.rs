@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod ethtool;
 mod frames;
 mod ping;
 mod serve;
@@ -59,6 +60,7 @@ fn run(task: &str) -> Result<()> {
             seed,
             verify,
         } => report(&tcp::send((to, port).into(), bytes, seed, verify)?),
+        Task::TurnOn { device, feature } => report(&ethtool::turn_on(&device, &feature)?),
         Task::UdpSend { to, port, shape } => {
             report(&udp::send(SocketAddrV4::new(to, port), shape)?)
         }

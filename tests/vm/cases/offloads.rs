@@ -210,6 +210,9 @@ pub(crate) fn long_datagrams_cross(stage: &mut Stage) -> Result<()> {
     let quartet = stage.quartet()?;
     quartet.without_shims()?;
     let (a, b, plain) = (&quartet.trio.a, &quartet.trio.b, &quartet.plain);
+    for guest in [a, b] {
+        guest.turn_on_udp_segmentation()?;
+    }
     for (from, to, merge) in [
         (a, b, true),
         (b, a, false),
