@@ -244,10 +244,7 @@ fn uplink(scheme: &str, target: &str, options: &mut Options<'_>) -> Result<Kind,
         "packet" => Kind::Packet(name),
         _ => Kind::Xdp(XdpConfig {
             name,
-            queue: options
-                .take("queue", |v| number(v, 0..=1023))?
-                .unwrap_or(0)
-                .into(),
+            queue: options.take("queue", |v| number(v, 0..=1023))?.unwrap_or(0),
             mode: options
                 .take("mode", |value| match value {
                     "auto" => Ok(XdpMode::Auto),

@@ -42,10 +42,7 @@ pub(crate) struct Way {
 fn cards() -> PortKind {
     PortKind::Vhost(NetConfig {
         mac: mac(0, 0),
-        mtu: 1500,
-        pairs: 1,
-        control: false,
-        speed: u32::MAX,
+        ..NetConfig::default()
     })
 }
 

@@ -7,9 +7,9 @@
 //! ring. The ring owns the whole subtle part of notification: publishing, the event index, and the
 //! enable-and-look-again loop (VIRTIO 1.2, 2.7.7, 2.7.10 and 2.8.10).
 //!
-//! There are two formats, [`Split`] and [`Packed`]. Everything that is done with a ring is written
-//! once, for a [`RingOf`] a format, and compiled for each; which one it is, is asked once a burst
-//! ([`Ring::of_format`]).
+//! There are two formats, `split` and `packed`. Everything that is done with a ring is written
+//! once, for `RingOf` a format, and compiled for each; which one it is, is asked once a burst
+//! (`Ring::of_format`).
 //!
 //! This room knows no device: neither what a chain contains nor which way it goes. It does not
 //! know who polls it.
