@@ -106,6 +106,9 @@ Ports:
     mac=ADDRESS      MAC address in the device's configuration space
     mtu=BYTES        largest IP packet that the link carries, 68 to 9216 (default 9000)
     pairs=N          queue pairs, 1 to 128 (default 8)
+    speed=MBITS      speed of the link that the device reports, in Mbit/s (default 10000)
+    control          serve the control queue, too: only for VMMs that pass it on, which QEMU's
+                     vhost-user netdev and DPDK do not (see docs/net.md)
   vvu: and vfio-user: also take
     rule=RULE        how the function places memory, where its id does not tell:
                      whole, packed or told (see docs/device.md)

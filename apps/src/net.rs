@@ -175,11 +175,19 @@ fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transp
             device,
         } => {
             let function = pci::take(*address, net.allow_unsafe_interrupts)?;
-            Box::new(VvuTransport::new(pci::open(function, *rule, device.pairs)?))
+            Box::new(VvuTransport::new(pci::open(
+                function,
+                *rule,
+                device.queues(),
+            )?))
         }
         Kind::VfioUser { path, rule, device } => {
             let function = Box::new(VfioUserFunction::connect(path)?);
-            Box::new(VvuTransport::new(pci::open(function, *rule, device.pairs)?))
+            Box::new(VvuTransport::new(pci::open(
+                function,
+                *rule,
+                device.queues(),
+            )?))
         }
         _ => return Ok(None),
     };
@@ -196,6 +204,8 @@ fn card(net: &Net, number: u64, port: &PortSpec, device: &Device) -> NetConfig {
         mac,
         mtu: device.mtu,
         pairs: device.pairs,
+        speed: device.speed,
+        control: device.control,
     }
 }
 

@@ -20,11 +20,11 @@ pub(crate) fn take(
     Ok(Box::new(VfioFunction::open(address, options)?))
 }
 
-/// Brings a VVU function up, for so many queue pairs: from then on a front-end can connect.
+/// Brings a VVU function up, for so many virtqueues: from then on a front-end can connect.
 pub(crate) fn open(
     function: Box<dyn PciFunction>,
     rule: Option<RuleName>,
-    pairs: u16,
+    queues: u16,
 ) -> anyhow::Result<Device> {
     let rule = rule.map(|rule| match rule {
         RuleName::Whole => Rule::Whole,
@@ -33,7 +33,7 @@ pub(crate) fn open(
     });
     let options = Options {
         rule,
-        rings: pairs * 2,
+        rings: queues,
         ..Options::default()
     };
     Ok(Device::open(function, options)?)

@@ -94,10 +94,21 @@ pub(crate) struct Device {
     pub(crate) mac: Option<Mac>,
     pub(crate) mtu: u16,
     pub(crate) pairs: u16,
+    pub(crate) speed: u32,
+    pub(crate) control: bool,
+}
+
+impl Device {
+    /// Number of virtqueues.
+    pub(crate) fn queues(&self) -> u16 {
+        2 * self.pairs + u16::from(self.control)
+    }
 }
 
 const DEFAULT_MTU: u16 = 9000;
 const DEFAULT_PAIRS: u16 = 8;
+/// In Mbit/s.
+const DEFAULT_SPEED: u32 = 10_000;
 
 /// One `--port`, parsed, with its own text as its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,10 +244,7 @@ fn uplink(scheme: &str, target: &str, options: &mut Options<'_>) -> Result<Kind,
         "packet" => Kind::Packet(name),
         _ => Kind::Xdp(XdpConfig {
             name,
-            queue: options
-                .take("queue", |v| number(v, 0..=1023))?
-                .unwrap_or(0)
-                .into(),
+            queue: options.take("queue", |v| number(v, 0..=1023))?.unwrap_or(0),
             mode: options
                 .take("mode", |value| match value {
                     "auto" => Ok(XdpMode::Auto),
@@ -324,7 +332,10 @@ impl FromStr for CaptureSpec {
     }
 }
 
-fn number(text: &str, range: std::ops::RangeInclusive<u16>) -> Result<u16, String> {
+fn number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + std::fmt::Display,
+{
     match text.parse() {
         Ok(value) if range.contains(&value) => Ok(value),
         _ => Err(format!(
@@ -382,14 +393,21 @@ impl<'a> Options<'a> {
     }
 
     fn device(&mut self) -> Result<Device, String> {
+        let control = self.flag("control")?;
+        // A kick names its queue in a byte.
+        let most = if control { 127 } else { 128 };
         Ok(Device {
             mac: self.take("mac", str::parse)?,
             mtu: self
                 .take("mtu", |v| number(v, 68..=9216))?
                 .unwrap_or(DEFAULT_MTU),
             pairs: self
-                .take("pairs", |v| number(v, 1..=128))?
+                .take("pairs", |v| number(v, 1..=most))?
                 .unwrap_or(DEFAULT_PAIRS),
+            speed: self
+                .take("speed", |v| number(v, 1..=1_000_000))?
+                .unwrap_or(DEFAULT_SPEED),
+            control,
         })
     }
 
@@ -416,16 +434,20 @@ mod tests {
             mac: None,
             mtu: DEFAULT_MTU,
             pairs: DEFAULT_PAIRS,
+            speed: DEFAULT_SPEED,
+            control: false,
         };
         assert_eq!(
-            parse("unix:/run/a.sock,client,mtu=1500,pairs=2,mac=52:54:00:00:00:01").kind,
+            parse("unix:/run/a.sock,client,mtu=1500,pairs=2,speed=100000,control,mac=52:54:00:00:00:01").kind,
             Kind::Unix {
                 path: "/run/a.sock".into(),
                 client: true,
                 device: Device {
                     mac: Some(Mac([0x52, 0x54, 0, 0, 0, 1])),
                     mtu: 1500,
-                    pairs: 2
+                    pairs: 2,
+                    speed: 100_000,
+                    control: true,
                 },
             }
         );
@@ -498,6 +520,8 @@ mod tests {
             ("unix:/a,mtu", "needs a value"),
             ("unix:/a,mtu=67", "68 to 9216"),
             ("unix:/a,pairs=0", "1 to 128"),
+            ("unix:/a,control,pairs=128", "1 to 127"),
+            ("unix:/a,speed=0", "1 to 1000000"),
             ("unix:/a,mac=1:2:3", "not a MAC address"),
             ("unix:/a,mac=01:00:00:00:00:00", "group"),
             ("unix:/a,rule=q", "no option \"rule\""),

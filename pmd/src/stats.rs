@@ -72,6 +72,8 @@ pub enum Drop {
     RingFull,
     /// To send: the next buffer is too small, and buffers may not be merged.
     SmallBuffer,
+    /// To send: the guest said on its control queue that it does not want it.
+    Filtered,
     /// Received by the kernel, which found the ring to us full.
     KernelFull,
     /// To send: the interface is down, or gone.
@@ -86,7 +88,7 @@ pub enum Drop {
 
 impl Drop {
     /// Names of all reasons, in order.
-    pub const NAMES: [&str; 25] = [
+    pub const NAMES: [&str; 26] = [
         "truncated",
         "too-long",
         "bad-offload",
@@ -107,6 +109,7 @@ impl Drop {
         "no-ring",
         "ring-full",
         "small-buffer",
+        "filtered",
         "kernel-full",
         "link-down",
         "over-mtu",
@@ -163,6 +166,8 @@ pub struct PortStats {
     /// Frames from the port that went to all ports because nobody was known to have their
     /// destination.
     pub unlearnt: Counter,
+    /// Commands of the guest's control queue that were refused.
+    pub refused: Counter,
     /// Frames that a capture of the port missed, because the thread that writes it was behind.
     pub uncaptured: Counter,
     /// Frames dropped, by [`Drop`].
@@ -181,6 +186,7 @@ impl PortStats {
             tx_packets: Counter::default(),
             tx_bytes: Counter::default(),
             unlearnt: Counter::default(),
+            refused: Counter::default(),
             uncaptured: Counter::default(),
             drops: Default::default(),
             faults: faults.iter().map(|f| (*f, Counter::default())).collect(),
@@ -290,6 +296,8 @@ pub struct PortSnapshot {
     pub tx_bytes: u64,
     /// Frames flooded because their destination was not known.
     pub unlearnt: u64,
+    /// Commands of the control queue refused.
+    pub refused: u64,
     /// Frames that a capture missed.
     pub uncaptured: u64,
     /// Frames dropped, by reason; all reasons.
@@ -312,6 +320,7 @@ impl PortSnapshot {
             tx_packets: stats.tx_packets.get(),
             tx_bytes: stats.tx_bytes.get(),
             unlearnt: stats.unlearnt.get(),
+            refused: stats.refused.get(),
             uncaptured: stats.uncaptured.get(),
             drops: Drop::NAMES
                 .into_iter()
@@ -412,6 +421,7 @@ impl fmt::Display for Snapshot {
             )?;
             let others = [
                 ("unlearnt-flood", port.unlearnt),
+                ("control-refused", port.refused),
                 ("uncaptured", port.uncaptured),
             ];
             let reasons = port.drops.iter().chain(&port.faults).chain(&others);

@@ -123,6 +123,57 @@ fn a_guest_that_only_computes_checksums_gets_segments() {
     );
 }
 
+/// Three datagrams in one, the last a short one, over IPv6 with an extension header.
+fn datagrams() -> ([u8; 10], Vec<u8>) {
+    let mut frame = [&B[..], &A[..], &[0x86, 0xdd, 0x60, 0, 0, 0]].concat();
+    frame.extend((8 + 8 + 2500u16).to_be_bytes());
+    frame.extend([60, 64]);
+    frame.extend([0xfd; 32]);
+    frame.extend([17, 0, 1, 4, 0, 0, 0, 0]);
+    frame.extend([0, 7, 0, 9]);
+    frame.extend((8 + 2500u16).to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend((0..2500).map(|n| (n % 253) as u8));
+    let [low, high] = 1001u16.to_le_bytes();
+    ([1, 5, 70, 0, low, high, 62, 0, 6, 0], frame)
+}
+
+#[test]
+fn datagrams_in_one_go_as_they_are_or_one_by_one() {
+    for taken in [true, false] {
+        let workers = Workers::start(&[0]).unwrap();
+        let (mut a, mut b) = (device(&workers, "a", A), device(&workers, "b", B));
+        let mut one = MockNet::start(&mut a, memory(0x1000), Layout::default());
+        let layout = Layout {
+            features: if taken {
+                u64::MAX
+            } else {
+                !feature::GUEST_USO6
+            },
+            ..Layout::default()
+        };
+        let mut two = MockNet::start(&mut b, memory(0x1000), layout);
+        let (header, sent) = datagrams();
+        assert!(one.send_asking(&header, &sent));
+        if taken {
+            assert_eq!(receive_asked(&mut two), (header, sent));
+            continue;
+        }
+        for part in sent[70..].chunks(1001) {
+            let frame = receive(&mut two);
+            assert_eq!(frame[70..], *part);
+            let length = (8 + part.len() as u16).to_be_bytes();
+            assert_eq!(frame[66..68], length);
+            let sum = |bytes: &[u8]| -> u64 {
+                let pair = |p: &[u8]| u64::from(p[0]) << 8 | u64::from(*p.get(1).unwrap_or(&0));
+                bytes.chunks(2).map(pair).sum()
+            };
+            let all = sum(&frame[22..54]) + 17 + 8 + part.len() as u64 + sum(&frame[62..]);
+            assert!(all.is_multiple_of(0xffff), "UDP checksum");
+        }
+    }
+}
+
 #[test]
 fn between_workers_frames_are_complete() {
     exchange(&[0, 1], 0, completed);

@@ -67,7 +67,7 @@ impl Stage {
             let card = NetConfig {
                 mac: [0x02, 0, 0, 0, 0, 0x0a + number],
                 mtu: MTU.max(size.saturating_sub(ETHERNET)),
-                pairs: 1,
+                ..NetConfig::default()
             };
             let transport = Box::new(VvuTransport::new(device));
             wiring.add(

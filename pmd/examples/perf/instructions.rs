@@ -81,8 +81,7 @@ const IN_ORDER: u64 = 1 << 35;
 fn drivers() -> impl Iterator<Item = (&'static str, u64)> {
     let card = NetConfig {
         mac: mac(0, 0),
-        mtu: 1500,
-        pairs: 1,
+        ..NetConfig::default()
     };
     let offered = card.features();
     let possible = DRIVERS.into_iter().filter(move |(_, f)| f & !offered == 0);

@@ -96,7 +96,7 @@ impl Rig {
         let (number, stats) = self.stats();
         let name: Arc<str> = format!("guest {number}").into();
         let rings = || Rings::new(Arc::clone(&name), Arc::clone(&stats));
-        let (mut rx, mut tx) = (VhostRx::new(rings()), VhostTx { rings: rings() });
+        let (mut rx, mut tx) = (VhostRx::new(rings()), VhostTx::new(rings()));
         let mut guest = Guest::new(number, features, buffer);
         let kind = NetConfig::ring_kind(features);
         for (queue, index, rings) in [

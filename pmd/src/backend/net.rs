@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vvu::memory::{Area, MemTable};
 use vvu::virtio::{DeviceError, RingAreas, RingChange, VirtioDevice, Vring};
 
-use crate::net::{Fdb, NetConfig, Switch};
+use crate::net::{Control, ControlPort, Fdb, NetConfig, Switch};
 use crate::port::{PreparedRing, Rings, RxPort, TxPort};
 use crate::vring::{Moved, SetupError};
 use crate::worker::Worker;
@@ -27,17 +27,30 @@ pub struct NetDevice {
     config: NetConfig,
     /// The MTU as the front-end sees it: the configured one unless it said otherwise.
     mtu: u16,
+    /// What the driver accepted.
+    features: u64,
     port: u16,
     worker: Arc<Worker<Switch>>,
     fdb: Arc<Fdb>,
     running: BTreeMap<u16, Running>,
 }
 
-/// The rings that queue `index` belongs to: even ones are receive queues, to the guest (5.1.2).
-fn rings(switch: &mut Switch, port: u16, index: u16) -> Option<&mut Rings> {
+/// What a queue is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Receive,
+    Transmit,
+    Control,
+}
+
+/// The rings that a queue of this role belongs to.
+fn rings(switch: &mut Switch, port: u16, role: Role) -> Option<&mut Rings> {
+    if role == Role::Control {
+        return switch.control(port).map(ControlPort::rings);
+    }
     match switch.port(port)? {
-        (_, TxPort::Vhost(tx)) if index.is_multiple_of(2) => Some(&mut tx.rings),
-        (RxPort::Vhost(rx), _) if !index.is_multiple_of(2) => Some(&mut rx.rings),
+        (_, TxPort::Vhost(tx)) if role == Role::Receive => Some(&mut tx.rings),
+        (RxPort::Vhost(rx), _) if role == Role::Transmit => Some(&mut rx.rings),
         _ => None,
     }
 }
@@ -61,6 +74,7 @@ impl NetDevice {
     ) -> Self {
         Self {
             mtu: config.mtu,
+            features: 0,
             config,
             port,
             worker,
@@ -88,15 +102,37 @@ impl NetDevice {
         })
     }
 
+    /// What queue `index` is for: even ones are receive queues, to the guest (5.1.2).
+    fn role(&self, index: u16) -> Role {
+        if self.config.control_queue(self.features) == Some(index) {
+            Role::Control
+        } else if index.is_multiple_of(2) {
+            Role::Receive
+        } else {
+            Role::Transmit
+        }
+    }
+
+    /// Runs `what` on what the driver said on its control queue, at the worker. `None` without
+    /// such a queue, or without the port.
+    fn with_control<R: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Control) -> R + Send + 'static,
+    ) -> Option<R> {
+        let port = self.port;
+        let call = move |switch: &mut Switch| Some(what(switch.control(port)?.control()));
+        self.config.control.then(|| self.worker.call(call).ok())??
+    }
+
     /// Runs `what` on the rings of queue `index`, at the worker.
     fn with_rings<R: Send + 'static>(
         &self,
         index: u16,
         what: impl FnOnce(&mut Rings) -> R + Send + 'static,
     ) -> Result<R, DeviceError> {
-        let port = self.port;
+        let (port, role) = (self.port, self.role(index));
         self.worker
-            .call(move |switch| rings(switch, port, index).map(what))
+            .call(move |switch| rings(switch, port, role).map(what))
             .map_err(|_| DeviceError::WorkerGone)?
             .ok_or(DeviceError::Unsupported("the port was removed"))
     }
@@ -112,11 +148,13 @@ impl VirtioDevice for NetDevice {
     }
 
     fn queues(&self) -> u16 {
-        2 * self.config.pairs
+        self.config.queues()
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
-        let space = self.config.space(self.mtu);
+        let now = |control: &mut Control| (control.mac(), control.wants_announcement());
+        let (mac, announce) = self.with_control(now).unwrap_or((self.config.mac, false));
+        let space = self.config.space(mac, self.mtu, announce);
         let start = offset as usize;
         let bytes = start
             .checked_add(data.len())
@@ -131,7 +169,7 @@ impl VirtioDevice for NetDevice {
     }
 
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
-        // Read-only since VERSION_1 (5.1.4.2); with the control queue, the address too.
+        // Read-only since VERSION_1 (5.1.4.2).
         Err(DeviceError::Config {
             access: "write",
             offset,
@@ -147,7 +185,15 @@ impl VirtioDevice for NetDevice {
                 offered,
             });
         }
-        // Nothing to remember: every ring brings the features it is started with.
+        // Every ring brings the features it is started with; these say which it is.
+        self.features = features;
+        if self.config.control {
+            let port = self.port;
+            let negotiated = self
+                .worker
+                .call(move |switch| switch.negotiate(port, features));
+            negotiated.map_err(|_| DeviceError::WorkerGone)?;
+        }
         Ok(())
     }
 
@@ -164,10 +210,18 @@ impl VirtioDevice for NetDevice {
             size: ring.size,
             features: ring.features,
         };
-        let kind = NetConfig::ring_kind(ring.features);
+        let mut kind = NetConfig::ring_kind(ring.features);
+        // The driver may have changed its mind since it accepted its features.
+        let accepts = self.with_control(|control| control.accepts());
+        kind.accepts = accepts.unwrap_or(kind.accepts);
+        let resumes = ring.base & 0x7fff != 0;
         let prepared = PreparedRing::new(ring, kind, self.worker.waker()).map_err(setup)?;
         drop(self.with_rings(index, move |rings| rings.start(prepared))?);
         self.running.insert(index, running);
+        if index == 0 && resumes {
+            // Its driver knew the network before, and may be at another place of it now.
+            self.with_control(Control::ask_announcement);
+        }
         Ok(())
     }
 
@@ -215,11 +269,11 @@ impl VirtioDevice for NetDevice {
             self.is_running(index)?;
             if let Some(Running { size, features }) = self.running.get(&index).copied() {
                 let moved = Moved::new(Arc::clone(&memory), areas, size, features);
-                moves.push((index, moved.map_err(setup)?));
+                moves.push((index, self.role(index), moved.map_err(setup)?));
             }
         }
         // A running ring without a new place would go on with the old memory.
-        let missing = |index: &&u16| !moves.iter().any(|(moved, _)| moved == *index);
+        let missing = |index: &&u16| !moves.iter().any(|(moved, ..)| moved == *index);
         if let Some(&index) = self.running.keys().find(missing) {
             return Err(DeviceError::RingState {
                 index,
@@ -229,7 +283,8 @@ impl VirtioDevice for NetDevice {
         let port = self.port;
         let old = self.worker.call(move |switch| {
             let moved = moves.into_iter();
-            let moved = moved.map(|(index, to)| rings(switch, port, index)?.set_memory(index, to));
+            let moved =
+                moved.map(|(index, role, to)| rings(switch, port, role)?.set_memory(index, to));
             moved.collect::<Vec<_>>()
         });
         // The old memory is unmapped on this side.
@@ -240,12 +295,17 @@ impl VirtioDevice for NetDevice {
     fn reset(&mut self) {
         self.running.clear();
         self.mtu = self.config.mtu;
+        self.features = 0;
         let port = self.port;
-        let old = self.worker.call(move |switch| match switch.port(port)? {
-            (RxPort::Vhost(rx), TxPort::Vhost(tx)) => {
-                Some((rx.rings.stop_all(), tx.rings.stop_all()))
+        let old = self.worker.call(move |switch| {
+            let mut old = Vec::new();
+            for role in [Role::Receive, Role::Transmit, Role::Control] {
+                if let Some(rings) = rings(switch, port, role) {
+                    old.extend(rings.stop_all());
+                }
             }
-            _ => None,
+            switch.negotiate(port, 0);
+            old
         });
         if let Err(error) = old {
             tracing::error!(%error, "rings could not be stopped");

@@ -9,10 +9,14 @@ use vvu::memory::MemoryError;
 
 use super::net::NetDevice;
 use crate::mempool::{Mempool, MempoolError};
-use crate::net::{Fdb, Inbox, MAX_PORTS, NetConfig, Place, PortRules, Rules, Shared, Switch};
+use crate::net::{
+    Control, ControlPort, Fdb, Inbox, MAX_PORTS, NetConfig, Place, PortRules, Rules, Shared, Switch,
+};
 use crate::port::capture::{CaptureError, FileConfig, FileTx, Recorder, Replay};
 use crate::port::uplink::{self, TapConfig, UplinkError, XdpConfig};
-use crate::port::{Generator, MAX_FRAME, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx};
+use crate::port::{
+    ControlQueue, Generator, MAX_FRAME, Rings, RxPort, Stats, TxPort, VhostRx, VhostTx,
+};
 use crate::stats::{PortSnapshot, PortStats, Snapshot, WorkerStats};
 use crate::vring::RingError;
 use crate::wake::{Kicks, Quiet, Waker};
@@ -302,7 +306,13 @@ impl Workers {
         self.tell(id, &rules)?;
         if let Some((rx, tx)) = halves {
             let stats = Arc::clone(&stats);
-            thread.call(move |switch| switch.add(id.0, rx, tx, stats))?;
+            let control = control(&kind, &name, &stats);
+            thread.call(move |switch| {
+                switch.add(id.0, rx, tx, stats);
+                if let Some(control) = control {
+                    switch.add_control(id.0, control);
+                }
+            })?;
         }
         for (of, other) in self.threads.iter().enumerate() {
             let seen = place.seen_from(of, number);
@@ -473,19 +483,28 @@ fn check(config: &NetConfig) -> Result<usize, BackendError> {
             expected: format!("{low} to {high}"),
         })
     };
-    within(
-        "the number of queue pairs",
-        config.pairs,
-        1,
-        NetConfig::MAX_PAIRS,
-    )?;
+    let most = match config.control {
+        true => NetConfig::MAX_PAIRS_CONTROLLED,
+        false => NetConfig::MAX_PAIRS,
+    };
+    within("the number of queue pairs", config.pairs, 1, most)?;
     within(
         "the MTU",
         config.mtu,
         NetConfig::MIN_MTU,
         NetConfig::MAX_MTU,
     )?;
-    Ok(2 * usize::from(config.pairs))
+    Ok(config.queues().into())
+}
+
+/// The control queue of a card that has one.
+fn control(kind: &PortKind, name: &Arc<str>, stats: &Stats) -> Option<ControlPort> {
+    let PortKind::Vhost(config @ NetConfig { control: true, .. }) = kind else {
+        return None;
+    };
+    let rings = Rings::new(Arc::clone(name), Arc::clone(stats));
+    let queue = ControlQueue::new(rings);
+    Some(ControlPort::new(queue, Control::new(config)))
 }
 
 /// The halves of a port that has some.
@@ -501,7 +520,7 @@ fn halves(
     Ok(match kind {
         PortKind::Vhost(_) => Some((
             RxPort::Vhost(VhostRx::new(rings())),
-            TxPort::Vhost(VhostTx { rings: rings() }),
+            TxPort::Vhost(VhostTx::new(rings())),
         )),
         PortKind::Null => Some((RxPort::None, null)),
         PortKind::Gen(generator) => {

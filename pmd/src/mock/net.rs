@@ -218,16 +218,22 @@ impl MockNet {
 
     /// The same for a frame that may ask for something.
     pub fn receive_asked(&mut self) -> Option<(u16, [u8; 10], Vec<u8>)> {
+        let (pair, header, frame) = self.receive_headed()?;
+        Some((pair, header[..10].try_into().unwrap(), frame))
+    }
+
+    /// The same with all of the header.
+    pub fn receive_headed(&mut self) -> Option<(u16, Vec<u8>, Vec<u8>)> {
         for (number, pair) in (0..).zip(&mut self.pairs) {
             let Some((addr, len)) = pair.take() else {
                 continue;
             };
             let mut bytes = self.guest.read(addr, len);
             let merged = match self.header {
-                12 => u16::from_le_bytes(bytes[10..12].try_into().unwrap()),
+                12 | 20 => u16::from_le_bytes(bytes[10..12].try_into().unwrap()),
                 _ => 1,
             };
-            let asked = bytes[..10].try_into().unwrap();
+            let asked = bytes[..self.header].to_vec();
             let mut used = vec![addr];
             for _ in 1..merged {
                 // All buffers of a frame are published at once.

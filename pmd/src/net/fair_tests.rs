@@ -43,7 +43,7 @@ impl Guest {
         }
         let null = TxPort::Null(Arc::clone(&stats));
         let (rx, tx) = match queues {
-            0 => (RxPort::None, TxPort::Vhost(VhostTx { rings })),
+            0 => (RxPort::None, TxPort::Vhost(VhostTx::new(rings))),
             _ => (RxPort::Vhost(VhostRx::new(rings)), null),
         };
         b.parts[0].remove(number);

@@ -5,6 +5,8 @@
 //! A switch spans all workers: each has a [`Switch`] with the ports it owns, and they share the
 //! table of learned addresses ([`Fdb`]) and queues to each other.
 
+mod control;
+mod controls;
 mod device;
 mod fdb;
 mod out;
@@ -17,6 +19,8 @@ mod switch;
 mod tests;
 mod vlan;
 
+pub use control::Control;
+pub use controls::ControlPort;
 pub use device::{NetConfig, feature};
 pub use fdb::Fdb;
 pub use rules::{PortRules, Rules};

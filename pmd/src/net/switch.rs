@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 use vvu::memory::VolatileSlice;
 
+use super::controls::{ControlPort, Controls};
 use super::fdb::Fdb;
 use super::out::Out;
 use super::rules::PortRules;
@@ -80,6 +81,7 @@ pub struct Switch {
     resting: usize,
     /// Place in `awake` of the port to begin with.
     first: usize,
+    controls: Controls,
     heads: Heads,
     inbox: Arc<Inbox>,
     parcels: Vec<Parcel>,
@@ -94,6 +96,7 @@ impl Switch {
             awake: Vec::new(),
             resting: 0,
             first: 0,
+            controls: Controls::default(),
             heads: Heads::default(),
             inbox: Arc::clone(shared.inboxes.get(number)?),
             parcels: Vec::with_capacity(BURST),
@@ -126,6 +129,7 @@ impl Switch {
     /// Owns port `number` no longer.
     pub fn remove(&mut self, number: u16) -> (Option<RxPort>, Option<TxPort>) {
         self.place(number, Place::Absent);
+        self.controls.remove(number);
         let at = self.rx.iter().position(|port| port.number == number);
         let rx = at.map(|at| self.rx.remove(at).rx);
         self.refresh();
@@ -156,6 +160,27 @@ impl Switch {
         true
     }
 
+    /// Serves a control queue of port `number`, which this worker owns.
+    pub fn add_control(&mut self, number: u16, control: ControlPort) {
+        self.controls.add(number, control);
+    }
+
+    /// The control queue of port `number`, if it has one.
+    pub fn control(&mut self, number: u16) -> Option<&mut ControlPort> {
+        self.controls.get(number)
+    }
+
+    /// Forgets what the driver of port `number` said on its control queue, if it has one: the
+    /// next accepted `features`.
+    pub fn negotiate(&mut self, number: u16, features: u64) {
+        if let Some(control) = self.controls.get(number)
+            && let Some(tx) = &mut self.out.port(number).tx
+        {
+            control.control().negotiate(features);
+            control.apply(tx);
+        }
+    }
+
     /// Forwards everything there is now, up to a burst of each port and of the inbox. Returns
     /// whether there was anything. `now` counts seconds.
     #[inline]
@@ -183,7 +208,14 @@ impl Switch {
             next if next < ports => next,
             next => next.saturating_sub(ports),
         };
-        worked | found
+        let out = &mut self.out;
+        worked
+            | found
+            | self.controls.poll(|number, control| {
+                if let Some(tx) = &mut out.port(number).tx {
+                    control.apply(tx);
+                }
+            })
     }
 
     pub(super) fn poll_inbox(&mut self) -> bool {
@@ -216,12 +248,13 @@ impl Switch {
     /// Asks all rings for kicks, because the worker is about to sleep.
     pub fn enable_kicks(&mut self) -> Quiet {
         let quiet = self.rx.iter_mut().map(|port| port.rx.enable_kicks());
-        quiet.fold(Quiet::Kicked, Quiet::and)
+        quiet.fold(self.controls.enable_kicks(), Quiet::and)
     }
 
     /// Asks all rings for no kicks, because the worker polls all of them.
     pub fn disable_kicks(&mut self) {
         self.rx.iter_mut().for_each(|port| port.rx.disable_kicks());
+        self.controls.disable_kicks();
         self.refresh();
     }
 

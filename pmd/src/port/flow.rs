@@ -3,6 +3,8 @@
 //! Reads only a private copy of headers. Frames of one flow always hash alike; fragments are
 //! hashed without ports, because only the first has them.
 
+use super::headers::u16_at;
+
 const VLAN: [u16; 2] = [0x8100, 0x88a8];
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
@@ -52,11 +54,6 @@ fn with_ports(hash: u32, protocol: u8, fragment: bool, payload: Option<&[u8]>) -
         Some(ports) if !fragment && matches!(protocol, TCP | UDP) => mix(hash, ports),
         _ => hash,
     }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let pair = bytes.get(at..at.checked_add(2)?)?;
-    Some(u16::from_be_bytes(pair.try_into().ok()?))
 }
 
 /// FNV-1a over 32-bit words, with a final avalanche so that the low bits can choose a queue.

@@ -10,14 +10,19 @@
 
 mod burst;
 pub mod capture;
+mod control;
+pub mod filter;
 pub mod flow;
 mod generator;
+mod headers;
 pub mod offload;
 mod rest;
 #[cfg(test)]
 mod rest_tests;
 mod rings;
+pub mod rss;
 mod scratch;
+mod steering;
 pub mod uplink;
 mod vhost;
 mod writer;
@@ -26,9 +31,11 @@ pub use burst::{
     Addresses, BURST, Body, Burst, Edit, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick, To,
 };
 use capture::{FileTx, Pen, Replay};
+pub use control::ControlQueue;
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
 pub use scratch::Scratch;
+pub use steering::{Policy, Steering};
 use uplink::{PacketRx, PacketTx, TapRx, TapTx, XdpRx, XdpTx};
 pub use vhost::{VhostRx, VhostTx};
 

@@ -11,13 +11,14 @@ use super::burst::{BURST, Burst, Edit, Heads, PLAIN, Pick};
 use super::offload::{self, Offload};
 use super::rings::{RingKind, Rings};
 use super::scratch::Scratch;
+use super::steering::{NOWHERE, Policy, send_with_hash};
 use super::writer::Writer;
 use super::{Stats, flow};
 use crate::stats::Drop;
 use crate::vring::{AnyRing, Chain, Format, RingOf, Segments, Taken, with};
 
-/// Length of the longest header: with the number of merged buffers, at offset 10.
-const HEADER: usize = 12;
+/// Length of the longest header without a hash: with the number of merged buffers, at offset 10.
+pub(super) const HEADER: usize = 12;
 
 /// What comes from a guest.
 #[derive(Debug)]
@@ -211,18 +212,28 @@ fn read_header(pieces: Segments<'_>) -> [u8; offload::HEADER] {
 pub struct VhostTx {
     /// Its receive queues (even indices).
     pub rings: Rings,
+    /// What it asked for by its control queue.
+    pub(super) policy: Option<Box<Policy>>,
 }
 
 /// What became of frames to send.
 #[derive(Default)]
-struct Sent {
-    packets: u64,
-    bytes: u64,
+pub(super) struct Sent {
+    pub(super) packets: u64,
+    pub(super) bytes: u64,
     full: u64,
-    small: u64,
+    pub(super) small: u64,
 }
 
 impl VhostTx {
+    /// With these rings, for a guest that has not asked for anything.
+    pub fn new(rings: Rings) -> Self {
+        Self {
+            rings,
+            policy: None,
+        }
+    }
+
     pub(super) fn tx_burst(
         &mut self,
         burst: &Burst<'_>,
@@ -232,6 +243,7 @@ impl VhostTx {
         let mut sent = Sent::default();
         let delivered = match self.rings.live.as_slice() {
             [] => false,
+            _ if self.policy.is_some() => self.steer(burst, picks, scratch, &mut sent),
             [only] => {
                 let only = usize::from(*only);
                 self.deliver(only, burst, picks, scratch, &mut sent)
@@ -259,30 +271,42 @@ impl VhostTx {
         sent: &mut Sent,
     ) -> bool {
         let live = self.rings.live.len();
-        let mut queues = [u16::MAX; BURST];
+        let mut queues = [NOWHERE; BURST];
         for (queue, pick) in queues.iter_mut().zip(picks) {
             if let Some(head) = burst.heads().get(usize::from(pick.frame)) {
                 let chosen = flow::hash(head.bytes()) as usize % live;
-                *queue = self.rings.live.get(chosen).copied().unwrap_or(u16::MAX);
+                *queue = self.rings.live.get(chosen).copied().unwrap_or(NOWHERE);
             }
         }
+        self.sort(queues, burst, picks, scratch, sent);
+        true
+    }
+
+    /// Serves ring after ring with the picks for it: `queues` has its place for each.
+    pub(super) fn sort(
+        &mut self,
+        mut queues: [u16; BURST],
+        burst: &Burst<'_>,
+        picks: &[Pick],
+        scratch: &mut Scratch,
+        sent: &mut Sent,
+    ) {
         let mut mine = [Pick::default(); BURST];
         for start in 0..picks.len().min(BURST) {
             let queue = queues[start];
-            if queue == u16::MAX {
+            if queue == NOWHERE {
                 continue;
             }
             let mut count = 0;
             for (other, pick) in queues.iter_mut().zip(picks).skip(start) {
                 if *other == queue {
-                    *other = u16::MAX;
+                    *other = NOWHERE;
                     mine[count] = *pick;
                     count += 1;
                 }
             }
             self.deliver(usize::from(queue), burst, &mine[..count], scratch, sent);
         }
-        true
     }
 
     fn deliver(
@@ -300,7 +324,14 @@ impl VhostTx {
             return false;
         };
         let kind = vhost.kind;
-        with!(vhost.ring.of_format(), ring => send(ring, kind, burst, picks, scratch, sent));
+        if kind.header > HEADER {
+            let policy = self.policy.as_deref();
+            with!(vhost.ring.of_format(), ring => {
+                send_with_hash(ring, kind, policy, burst, picks, scratch, sent);
+            });
+        } else {
+            with!(vhost.ring.of_format(), ring => send(ring, kind, burst, picks, scratch, sent));
+        }
         if !vhost.check(name, stats) {
             self.rings.refresh();
         }
@@ -394,7 +425,7 @@ fn send_slowly<F: Format>(
 
 /// Puts one frame of `len` bytes, `first` and then `body`, into the next chains, of whatever
 /// sizes and pieces.
-fn put<'b, F: Format>(
+pub(super) fn put<'b, F: Format>(
     ring: &mut RingOf<F>,
     kind: RingKind,
     offload: &Offload,

@@ -19,8 +19,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) fn card(mac: [u8; 6], pairs: u16) -> PortKind {
     PortKind::Vhost(NetConfig {
         mac,
-        mtu: 1500,
         pairs,
+        ..NetConfig::default()
     })
 }
 

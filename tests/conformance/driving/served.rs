@@ -52,8 +52,7 @@ impl Served {
         let workers = Workers::start(&[0]).unwrap();
         let card = NetConfig {
             mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            pairs: 1,
+            ..NetConfig::default()
         };
         let (_, card) = workers
             .add_port("card", PortKind::Vhost(card), None)

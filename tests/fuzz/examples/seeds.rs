@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use etherparse::{PacketBuilder, VlanId};
 use vvu::model::Shape;
 use vvu::pci::{ConfigSpace as PciSpace, Structures};
 use vvu::protocol::{
@@ -26,6 +27,7 @@ fn main() {
         ("message", messages()),
         ("capabilities", spaces()),
         ("config_space", functions()),
+        ("offload", offloads()),
         ("ring", rings()),
         ("session", sessions()),
         ("model", models()),
@@ -42,6 +44,41 @@ fn main() {
 }
 
 type Seeds = Vec<(String, Vec<u8>)>;
+
+/// Frames to be cut or completed, with their headers.
+fn offloads() -> Seeds {
+    let v4 = || PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+    let v6 = || {
+        let tagged = PacketBuilder::ethernet2([2; 6], [4; 6]).single_vlan(VlanId::ZERO);
+        tagged.ipv6([0xfd; 16], [0xfe; 16], 64)
+    };
+    let mut tcp4 = Vec::new();
+    let mut tcp6 = Vec::new();
+    let mut udp4 = Vec::new();
+    let mut udp6 = Vec::new();
+    v4().tcp(1, 2, 3, 4).write(&mut tcp4, &[7; 100]).unwrap();
+    v6().tcp(1, 2, 3, 4).write(&mut tcp6, &[7; 101]).unwrap();
+    v4().udp(1, 2).write(&mut udp4, &[7; 100]).unwrap();
+    v6().udp(1, 2).write(&mut udp6, &[7; 101]).unwrap();
+    // A destination option before TCP.
+    let mut option = tcp6.clone();
+    option[24] = 60;
+    option.splice(58..58, [6, 0, 1, 4, 0, 0, 0, 0]);
+    let seeds = [
+        ("tcp4", 1, 34, 16, tcp4.clone()),
+        ("tcp6", 0x84, 58, 16, tcp6),
+        ("udp4", 5, 34, 6, udp4),
+        ("udp6", 5, 58, 6, udp6),
+        ("option", 4, 66, 16, option),
+        ("checksum", 0, 34, 16, tcp4),
+    ];
+    let seed = |(name, kind, start, offset, frame): (&str, u8, u16, u16, Vec<u8>)| {
+        let script = Script::default().u8(1).u8(kind).u16(0).u16(40);
+        let script = script.u16(start).u16(offset).u16(0).bytes(&frame);
+        (name.to_owned(), script.0)
+    };
+    seeds.into_iter().map(seed).collect()
+}
 
 /// Little-endian numbers and bytes, one after the other.
 #[derive(Default)]
@@ -279,7 +316,11 @@ fn rings() -> Seeds {
             script = script.u8(op::TAKE).u8(64).u8(op::GIVE_BACK).u8(1).u32(60);
             script = script.u8(op::FINISH).u8(op::ENABLE).u8(op::TAKE).u8(64);
             script = script.u8(op::DISABLE).u8(op::GIVE_BACK).u8(9).u32(0);
-            script = script.u8(op::GIVE_BACK_READ).u8(op::PUBLISH).u8(op::MOVE).u8(0);
+            script = script
+                .u8(op::GIVE_BACK_READ)
+                .u8(op::PUBLISH)
+                .u8(op::MOVE)
+                .u8(0);
             seeds.push((format!("{name}-{features}"), script.0));
         }
     }

@@ -41,14 +41,13 @@ impl Card {
         let stats = PortStats::new(2 * usize::from(pairs), &RingError::REASONS);
         let rings = || Rings::new("fuzzed".into(), Arc::clone(&stats));
         let rx = RxPort::Vhost(VhostRx::new(rings()));
-        let tx = TxPort::Vhost(VhostTx { rings: rings() });
+        let tx = TxPort::Vhost(VhostTx::new(rings()));
         switch.add(CARD, rx, tx, Arc::clone(&stats));
         switch.place(ECHO, Place::Echo { swap: true });
         Some(Self {
             config: NetConfig {
-                mac: [2, 0, 0, 0, 0, 1],
-                mtu: 1500,
                 pairs,
+                ..NetConfig::default()
             },
             switch: Arc::new(Mutex::new(switch)),
             waker,
@@ -93,7 +92,7 @@ impl VirtioDevice for Card {
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
-        let space = self.config.space(self.config.mtu);
+        let space = self.config.space(self.config.mac, self.config.mtu, false);
         let bytes = space
             .get(offset as usize..)
             .and_then(|rest| rest.get(..data.len()));

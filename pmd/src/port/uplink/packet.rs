@@ -291,6 +291,9 @@ impl PacketTx {
             tso4: true,
             tso6: true,
             ecn: true,
+            // Kernels before 6.2 refuse them, and do not say so before.
+            uso4: false,
+            uso6: false,
         };
         let door = Door::Socket(self.socket.as_fd());
         transmit(door, accepts, burst, picks, scratch, &self.stats);

@@ -51,6 +51,8 @@ const ROOM: usize = 4 * SLOT;
 
 /// What the kernel may leave to us, all of which we can pass on or do.
 const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+/// The same for datagrams, since Linux 6.2.
+const DATAGRAMS: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// What comes from a TAP.
 #[derive(Debug)]
@@ -178,12 +180,17 @@ fn set_up(name: &str, queue: &OwnedFd) -> Result<Accepts, UplinkError> {
     let length = offload::HEADER as i32;
     set("set the header length of", TapSetting::HeaderLength(length))?;
     set("set the byte order of", TapSetting::LittleEndian(true))?;
-    set("set the offloads of", TapSetting::Offloads(OFFLOADS))?;
+    let uso = set("", TapSetting::Offloads(OFFLOADS | DATAGRAMS)).is_ok();
+    if !uso {
+        set("set the offloads of", TapSetting::Offloads(OFFLOADS))?;
+    }
     Ok(Accepts {
         csum: true,
         tso4: true,
         tso6: true,
         ecn: true,
+        uso4: uso,
+        uso6: uso,
     })
 }
 

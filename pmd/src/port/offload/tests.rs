@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use super::segment::{fill, fold, sum};
 use super::*;
 
 /// TCP over IPv4 or IPv6 with options, behind `vlans` tags, as a driver hands it over for
@@ -119,12 +120,14 @@ fn a_checksum_is_filled_in() {
 }
 
 #[test]
-fn zero_is_written_as_all_ones() {
-    let mut frame = vec![0u8; 40];
-    frame[14] = 0xff;
-    frame[15] = 0xff;
-    fill(&mut frame, 14, 20);
-    assert_eq!(frame[20..22], [0xff, 0xff]);
+fn a_sum_of_nothing_is_all_ones_in_udp_and_only_there() {
+    for (udp, expected) in [(true, [0xff, 0xff]), (false, [0, 0])] {
+        let mut frame = vec![0u8; 40];
+        frame[14] = 0xff;
+        frame[15] = 0xff;
+        fill(&mut frame, 14, 6, udp);
+        assert_eq!(frame[20..22], expected);
+    }
 }
 
 #[test]
@@ -207,8 +210,17 @@ fn whatever_is_asked_of_whatever_nothing_breaks() {
             let at = random() as usize % frame.len();
             frame[at] = random() as u8;
         }
-        let kind = [0, GSO_TCPV4, GSO_TCPV6, random() as u8][random() as usize % 4];
-        let mut header = ask(kind, random() as u16 % 600, start, TCP_CHECKSUM);
+        let kinds = [0, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, random() as u8];
+        let kind = kinds[random() as usize % kinds.len()];
+        let offset = [TCP_CHECKSUM, UDP_CHECKSUM][random() as usize % 2];
+        if kind == GSO_UDP_L4 && random() & 1 == 0 {
+            for at in [23, start.saturating_sub(34)] {
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte = 17;
+                }
+            }
+        }
+        let mut header = ask(kind, random() as u16 % 600, start, offset);
         if random() & 3 == 0 {
             header[random() as usize % HEADER] = random() as u8;
         }
@@ -216,11 +228,34 @@ fn whatever_is_asked_of_whatever_nothing_breaks() {
         if let Ok(offload) = Offload::parse(&header, &head, frame.len()) {
             let again = Offload::parse(&offload.emit(), &head, frame.len());
             assert_eq!(again, Ok(offload), "what is passed on is valid");
-            let limit = frame.len();
+            let (limit, mut count) = (frame.len(), 0);
             offload.finish(&mut frame, &mut Vec::new(), |done| {
-                assert!(done.len() <= limit)
+                assert!(done.len() <= limit);
+                count += 1;
             });
+            let most = match offload.is_large() {
+                true => (limit / usize::from(MIN_SEGMENT) + 1).max(MAX_SMALL_DATAGRAMS),
+                false => 1,
+            };
+            assert!((1..=most).contains(&count), "{count} of {most}");
         }
+    }
+}
+
+#[test]
+fn what_a_guest_says_of_the_checksum_goes_nowhere() {
+    // DATA_VALID and RSC_INFO, with or without a request.
+    let (frame, _, start) = tcp(false, 0, 100);
+    for flags in [2, 4, 6] {
+        let mut header = [0; HEADER];
+        header[0] = flags;
+        let offload = Offload::parse(&header, &frame[..96], frame.len()).unwrap();
+        assert!(offload.is_none());
+        assert_eq!(offload.emit(), [0; HEADER]);
+        let mut header = ask(0, 0, start, TCP_CHECKSUM);
+        header[0] |= flags;
+        let offload = Offload::parse(&header, &frame[..96], frame.len()).unwrap();
+        assert_eq!(offload.emit()[0], NEEDS_CSUM);
     }
 }
 
@@ -232,6 +267,7 @@ fn who_takes_what() {
     let marked = ask(GSO_TCPV4 | GSO_ECN, 1448, start, 16);
     let marked = Offload::parse(&marked, &frame[..96], frame.len()).unwrap();
     let plain = Offload::parse(&ask(0, 0, start, 16), &frame[..96], frame.len()).unwrap();
+    let datagrams = [Kind::Udp4, Kind::Udp6].map(|kind| Offload { kind, ..large });
     let nothing = Accepts::default();
     let csum = Accepts {
         csum: true,
@@ -247,4 +283,18 @@ fn who_takes_what() {
     assert_eq!(takes(tso6), [true, true, false, false]);
     assert_eq!(takes(tso4), [true, true, true, false]);
     assert_eq!(takes(ecn), [true, true, true, true]);
+
+    let uso4 = Accepts { uso4: true, ..csum };
+    let uso6 = Accepts { uso6: true, ..csum };
+    let takes = |who: Accepts| datagrams.map(|what| who.takes(&what));
+    assert_eq!(takes(ecn), [false, false]);
+    assert_eq!(takes(uso4), [true, false]);
+    assert_eq!(takes(uso6), [false, true]);
+    assert_eq!(
+        takes(Accepts {
+            csum: false,
+            ..uso4
+        }),
+        [false, false]
+    );
 }
