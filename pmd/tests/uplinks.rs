@@ -122,6 +122,16 @@ fn pattern(seed: usize, len: usize) -> Vec<u8> {
         .collect()
 }
 
+/// Waits until the kernel sends through a veth, which is some time after both ends are up.
+fn carries(interface: &str) {
+    wait(|| {
+        let output = Command::new("ip")
+            .args(["link", "show", interface])
+            .output();
+        String::from_utf8_lossy(&output.unwrap().stdout).contains("state UP")
+    });
+}
+
 /// Datagrams between a guest and the stack, both ways, through the port of this name.
 fn exchange(workers: &Workers, uplink: &str, summed: bool) {
     let mut b = device(workers, "b", B);
@@ -192,6 +202,7 @@ fn packet_socket_and_the_stack() {
         workers
             .add_port("packet", PortKind::Packet("v1".into()), None)
             .unwrap();
+        carries("v0");
         exchange(&workers, "packet", true);
     });
 }
@@ -205,6 +216,7 @@ fn xdp_and_the_stack() {
         workers
             .add_port("xdp", xdp("v1", XdpMode::Copy), None)
             .unwrap();
+        carries("v0");
         // A veth leaves checksums to the other end, and XDP has no place to say so.
         exchange(&workers, "xdp", false);
     });

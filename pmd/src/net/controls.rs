@@ -29,7 +29,7 @@ impl ControlPort {
 
     /// Has `tx` do from now on what the driver wants.
     pub fn apply(&self, tx: &mut TxPort) {
-        if let TxPort::Vhost(tx) = tx {
+        if let TxPort::Vhost(tx) = tx.inner() {
             tx.obey(self.control.policy(), self.control.accepts());
         }
     }

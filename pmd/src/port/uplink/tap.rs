@@ -51,9 +51,8 @@ const ROOM: usize = 4 * SLOT;
 
 /// What the kernel may leave to us, all of which we can pass on or do.
 const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
-
-/// And what kernels before Linux 6.2 do not know (TUN_F_USO4, TUN_F_USO6).
-const DATAGRAMS: u32 = 0x20 | 0x40;
+/// The same for datagrams, since Linux 6.2.
+const DATAGRAMS: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// What comes from a TAP.
 #[derive(Debug)]
