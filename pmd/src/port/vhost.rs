@@ -354,7 +354,7 @@ fn send<F: Format>(
     loop {
         // Most frames fill one buffer each.
         ring.fill_each(|room| {
-            let filled = fill(room, kind, burst, picks.get(next)?)?;
+            let filled = fill(room, &kind, burst, picks.get(next)?)?;
             next += 1;
             sent.packets += 1;
             sent.bytes += filled as u64 - kind.header as u64;
@@ -370,8 +370,8 @@ fn send<F: Format>(
 }
 
 /// Puts a frame into `room`, if it fits as it is; returns the length with its header.
-#[inline]
-fn fill(room: VolatileSlice<'_>, kind: RingKind, burst: &Burst<'_>, pick: &Pick) -> Option<u32> {
+#[inline(always)]
+fn fill(room: VolatileSlice<'_>, kind: &RingKind, burst: &Burst<'_>, pick: &Pick) -> Option<u32> {
     let head = burst.heads().get(usize::from(pick.frame))?;
     let all = kind.header + head.frame_len();
     let swap = pick.edit == Edit::Swap;
