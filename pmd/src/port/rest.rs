@@ -28,16 +28,19 @@ pub(super) enum Mode {
 #[derive(Debug, Default)]
 pub(super) struct Rest {
     pub(super) mode: Mode,
-    /// Where it was at the last look...
-    base: u32,
-    /// ...and how many looks in a row found it there.
+    /// Chains that it brought, in all, modulo 2^32. Where the ring stands would not do: a packed
+    /// ring is soon at the same place again.
+    pub(super) brought: u32,
+    /// How many there were at the last look...
+    seen: u32,
+    /// ...and how many looks in a row found no more.
     unchanged: u8,
 }
 
 impl Rest {
-    /// Whether the ring had nothing for long, when it is at `base` now.
-    fn is_due(&mut self, base: u32) -> bool {
-        if std::mem::replace(&mut self.base, base) == base {
+    /// Whether the ring had nothing for long.
+    fn is_due(&mut self) -> bool {
+        if std::mem::replace(&mut self.seen, self.brought) == self.brought {
             self.unchanged = self.unchanged.saturating_add(1);
         } else {
             self.unchanged = 0;
@@ -71,10 +74,7 @@ impl Vhost {
     /// Rests if it is time, or is woken if it cannot say that it has something.
     fn rest(&mut self) {
         let look = match self.rest.mode {
-            Mode::Polled => {
-                let base = self.ring.base();
-                self.rest.is_due(base)
-            }
+            Mode::Polled => self.rest.is_due(),
             Mode::Resting => self.watch.is_polled(),
             Mode::Armed => false,
         };

@@ -102,6 +102,20 @@ impl Bench {
 }
 
 #[test]
+fn a_ring_that_comes_round_is_busy() {
+    let mut bench = Bench::new(feature::RING_PACKED, false);
+    for _ in 0..3 * PATIENCE {
+        // Twice round: slot and wrap counter are what they were at the last look.
+        for _ in 0..128 {
+            bench.send(0);
+            assert_eq!(bench.poll(), 1);
+        }
+        bench.port.rest();
+    }
+    assert_eq!(bench.port.resting(), RINGS - 1);
+}
+
+#[test]
 fn an_idle_ring_rests_until_it_is_kicked() {
     for features in [0, feature::EVENT_IDX] {
         let mut bench = Bench::new(features, false);

@@ -75,6 +75,7 @@ impl VhostRx {
                 release(ring, &mut vhost.lull, received > 0);
                 received
             });
+            vhost.rest.brought = vhost.rest.brought.wrapping_add(received as u32);
             left = left.saturating_sub(received);
             broke |= !vhost.check(name, stats);
             if left == 0 {

@@ -228,42 +228,49 @@ impl PackedMem {
         self.size
     }
 
-    /// One half of descriptor `index`, which must be less than the size.
+    /// The two halves of descriptor `index`; `None` if the ring has no such entry.
     #[inline]
-    fn half(&self, index: u16, half: usize) -> &AtomicU64 {
-        debug_assert!(index < self.size);
-        let index = usize::from(index.min(self.size - 1));
+    fn halves(&self, index: u16) -> Option<(&AtomicU64, &AtomicU64)> {
+        if index >= self.size {
+            return None;
+        }
+        let offset = DESC * usize::from(index);
         // SAFETY: index < size and the ring holds size * 16 bytes at an address aligned to 16
-        // (`new`); the callers in this impl pass 0 or 8 for `half`, so the eight bytes are inside
-        // and aligned; `_areas` keeps them mapped for the borrow. An atomic is the one kind of
-        // reference that tolerates a peer's stores.
-        unsafe { AtomicU64::from_ptr(self.desc.at(DESC * index + half)) }
+        // (`new`), so both halves are inside and aligned to 8; `_areas` keeps them mapped for the
+        // borrow. An atomic is the one kind of reference that tolerates a peer's stores.
+        Some(unsafe {
+            (
+                AtomicU64::from_ptr(self.desc.at(offset)),
+                AtomicU64::from_ptr(self.desc.at(offset + 8)),
+            )
+        })
     }
 
-    /// The address in descriptor `index`.
+    /// The two halves of descriptor `index`: its address; its length, id and flags, at one moment.
+    /// Acquire: pairs with the driver's barrier before it writes the flags, so that the address
+    /// and the rest of the chain are seen.
     #[inline]
-    pub(super) fn addr(&self, index: u16) -> u64 {
-        u64::from_le(self.half(index, 0).load(Ordering::Relaxed))
-    }
-
-    /// Length, id and flags of descriptor `index`, at one moment. Acquire: pairs with the driver's
-    /// barrier before it writes the flags, so that the address and the rest of the chain are seen.
-    #[inline]
-    pub(super) fn rest(&self, index: u16) -> u64 {
-        u64::from_le(self.half(index, 8).load(Ordering::Acquire))
+    pub(super) fn desc(&self, index: u16) -> Option<(u64, u64)> {
+        let (addr, rest) = self.halves(index)?;
+        let rest = u64::from_le(rest.load(Ordering::Acquire));
+        Some((u64::from_le(addr.load(Ordering::Relaxed)), rest))
     }
 
     /// Writes length, id and flags of descriptor `index`, which the driver does not look at yet.
     #[inline]
-    pub(super) fn set_rest(&self, index: u16, rest: u64) {
-        self.half(index, 8).store(rest.to_le(), Ordering::Relaxed);
+    pub(super) fn set_rest(&self, index: u16, value: u64) {
+        if let Some((_, rest)) = self.halves(index) {
+            rest.store(value.to_le(), Ordering::Relaxed);
+        }
     }
 
     /// The same for the descriptor that the driver looks at. Release: pairs with the driver's
     /// barrier after it reads the flags, so that later descriptors and the data are seen.
     #[inline]
-    pub(super) fn publish_rest(&self, index: u16, rest: u64) {
-        self.half(index, 8).store(rest.to_le(), Ordering::Release);
+    pub(super) fn publish_rest(&self, index: u16, value: u64) {
+        if let Some((_, rest)) = self.halves(index) {
+            rest.store(value.to_le(), Ordering::Release);
+        }
     }
 
     fn event(&self, part: Part) -> &AtomicU32 {

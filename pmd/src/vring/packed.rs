@@ -65,8 +65,7 @@ impl Cursor {
     /// Whether flags found here mean that the driver made the descriptor available.
     #[inline]
     fn is_available(self, flags: u16) -> bool {
-        let (avail, used) = (flags & AVAIL != 0, flags & USED != 0);
-        avail == self.wrap && used != self.wrap
+        flags & (AVAIL | USED) == if self.wrap { AVAIL } else { USED }
     }
 }
 
@@ -90,13 +89,33 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// The descriptor that begins the next chain, if there is one.
+    /// Descriptor `index`, in whatever state.
     #[inline]
-    fn peek(&self) -> Option<Desc> {
-        let rest = self.mem.rest(self.avail.index);
-        self.avail
-            .is_available((rest >> 48) as u16)
-            .then(|| Desc::packed((self.mem.addr(self.avail.index), rest)))
+    fn desc(&self, index: u16) -> Result<Desc, RingError> {
+        let size = self.mem.size();
+        let halves = self.mem.desc(index);
+        halves
+            .map(Desc::packed)
+            .ok_or(RingError::OutOfRange { index, size })
+    }
+
+    /// Takes up to `most` chains of one descriptor each, and returns how many there were before
+    /// the end or another one.
+    #[inline]
+    fn take_simple(&mut self, most: usize, taken: &mut Taken) -> usize {
+        let mut place = self.avail;
+        let mut done = 0;
+        while done < most
+            && let Some(halves) = self.mem.desc(place.index)
+            && let desc = Desc::packed(halves)
+            && place.is_available(desc.flags)
+            && taken.add_simple(desc.link, desc)
+        {
+            place.forward(1, self.mem.size());
+            done += 1;
+        }
+        self.avail = place;
+        done
     }
 
     /// Descriptors that the driver may still make available: those not taken, or given back.
@@ -111,17 +130,21 @@ impl Packed {
         }
     }
 
-    /// Walks a chain of any form, which begins with `first`, and returns how many descriptors of
-    /// the ring are its, `limit` at most. None if there is no room for one as long as it may be.
+    /// Takes the next chain, of whatever form. False if there is none, or no room for one as long
+    /// as it may be.
     #[inline(never)]
-    fn walk(&self, first: Desc, limit: u16, taken: &mut Taken) -> Result<Option<u16>, RingError> {
-        let head = self.avail.index;
-        let Some(mut walk) = taken.begin(head) else {
-            return Ok(None);
-        };
-        let limit = usize::from(limit).min(MAX_CHAIN);
+    fn take_any(&mut self, taken: &mut Taken) -> Result<bool, RingError> {
         let mut place = self.avail;
-        let mut desc = first;
+        let head = place.index;
+        let mut desc = self.desc(head)?;
+        // What is taken must be given back before it can be made available again.
+        let limit = usize::from(self.left()).min(MAX_CHAIN);
+        if limit == 0 || !place.is_available(desc.flags) {
+            return Ok(false);
+        }
+        let Some(mut walk) = taken.begin(head) else {
+            return Ok(false);
+        };
         for slots in 1..=limit {
             if desc.flags & INDIRECT != 0 {
                 if !self.indirect || desc.flags & NEXT != 0 || slots > 1 {
@@ -135,11 +158,12 @@ impl Packed {
             if desc.flags & NEXT == 0 {
                 // The last descriptor names the buffer (2.8.6).
                 walk.end(desc.link, slots);
-                return Ok(Some(slots as u16));
+                place.forward(1, self.mem.size());
+                self.avail = place;
+                return Ok(true);
             }
             place.forward(1, self.mem.size());
-            let rest = self.mem.rest(place.index);
-            desc = Desc::packed((self.mem.addr(place.index), rest));
+            desc = self.desc(place.index)?;
         }
         Err(RingError::TooLong { head, limit })
     }
@@ -209,29 +233,20 @@ impl Format for Packed {
 
     #[inline]
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
-        let mut left = self.left();
         let wanted = max.min(taken.room());
-        for done in 0..wanted {
-            // What is taken must be given back before it can be made available again.
-            if left == 0 {
+        let mut done = 0;
+        loop {
+            let most = (wanted - done).min(self.left().into());
+            done += self.take_simple(most, taken);
+            if done == wanted {
                 return Ok(done);
             }
-            let Some(desc) = self.peek() else {
-                return Ok(done);
-            };
-            let slots = if taken.add_simple(desc.link, desc) {
-                1
-            } else {
-                match self.walk(desc, left, taken) {
-                    Ok(Some(slots)) => slots,
-                    Ok(None) => return Ok(done),
-                    Err(error) => return Err((done, error)),
-                }
-            };
-            left -= slots;
-            self.avail.forward(slots, self.mem.size());
+            match self.take_any(taken) {
+                Ok(true) => done += 1,
+                Ok(false) => return Ok(done),
+                Err(error) => return Err((done, error)),
+            }
         }
-        Ok(wanted)
     }
 
     #[inline]
@@ -314,7 +329,8 @@ impl Format for Packed {
         // Pairs with the driver's full barrier between making a descriptor available and reading
         // our event structure: either it sees our wish, or we see its descriptor.
         fence(Ordering::SeqCst);
-        self.peek().is_some()
+        self.desc(self.avail.index)
+            .is_ok_and(|desc| self.avail.is_available(desc.flags))
     }
 
     #[inline]

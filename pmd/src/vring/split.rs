@@ -57,19 +57,28 @@ impl Split {
             .ok_or(RingError::OutOfRange { index, size })
     }
 
-    /// Takes the chain at `head`. False if there is no room for one as long as it may be.
+    /// Takes up to `most` chains of one descriptor each, and returns how many there were before
+    /// another one.
     #[inline]
-    fn take_one(&self, head: u16, taken: &mut Taken) -> Result<bool, RingError> {
-        let desc = self.desc(head)?;
-        if taken.add_simple(head, desc) {
-            return Ok(true);
+    fn take_simple(&mut self, most: usize, taken: &mut Taken) -> usize {
+        let first = self.next_avail;
+        let mut done = 0;
+        while done < most
+            && let head = self.mem.avail_head(first.wrapping_add(done as u16))
+            && let Some(halves) = self.mem.desc(head)
+            && taken.add_simple(head, Desc::split(halves))
+        {
+            done += 1;
         }
-        self.walk(head, taken)
+        self.next_avail = first.wrapping_add(done as u16);
+        done
     }
 
-    /// Walks a chain of any form. False if there is no room for one as long as it may be.
+    /// Takes the next chain, of whatever form. False if there is no room for one as long as it may
+    /// be.
     #[inline(never)]
-    fn walk(&self, head: u16, taken: &mut Taken) -> Result<bool, RingError> {
+    fn take_any(&mut self, taken: &mut Taken) -> Result<bool, RingError> {
+        let head = self.mem.avail_head(self.next_avail);
         let Some(mut walk) = taken.begin(head) else {
             return Ok(false);
         };
@@ -84,11 +93,13 @@ impl Split {
                 walk.count_table();
                 table(desc, &mut walk, head)?;
                 walk.end(head, seen);
+                self.next_avail = self.next_avail.wrapping_add(1);
                 return Ok(true);
             }
             walk.push(desc)?;
             if desc.flags & NEXT == 0 {
                 walk.end(head, seen);
+                self.next_avail = self.next_avail.wrapping_add(1);
                 return Ok(true);
             }
             index = desc.link;
@@ -150,21 +161,18 @@ impl Format for Split {
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
         let pending = self.pending().map_err(|error| (0, error))?;
         let wanted = usize::from(pending).min(max).min(taken.room());
-        let begin = self.next_avail;
         let mut done = 0;
-        let ended = loop {
+        loop {
+            done += self.take_simple(wanted - done, taken);
             if done == wanted {
-                break Ok(());
+                return Ok(done);
             }
-            let head = self.mem.avail_head(begin.wrapping_add(done as u16));
-            match self.take_one(head, taken) {
+            match self.take_any(taken) {
                 Ok(true) => done += 1,
-                Ok(false) => break Ok(()),
-                Err(error) => break Err((done, error)),
+                Ok(false) => return Ok(done),
+                Err(error) => return Err((done, error)),
             }
-        };
-        self.next_avail = begin.wrapping_add(done as u16);
-        ended.map(|()| done)
+        }
     }
 
     #[inline]
