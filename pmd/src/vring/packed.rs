@@ -292,6 +292,11 @@ impl Format for Packed {
     }
 
     #[inline]
+    fn is_unasked(&self) -> bool {
+        (self.mem.driver_event() >> 16) as u16 & 3 == DISABLE
+    }
+
+    #[inline]
     fn needs_call(&mut self) -> bool {
         // Pairs with the driver's full barrier between writing its event structure and looking
         // at the ring again: either it sees our descriptor, or we see its wish.

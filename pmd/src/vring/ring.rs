@@ -117,6 +117,12 @@ impl<F: Format> RingOf<F> {
         }
     }
 
+    /// Whether the driver polls: nobody is disturbed if it is shown each burst.
+    #[inline]
+    pub(crate) fn is_unasked(&self) -> bool {
+        self.format.is_unasked()
+    }
+
     /// Chains given back that the driver has not been told of.
     #[inline]
     pub(crate) fn unpublished(&self) -> u16 {

@@ -15,6 +15,9 @@ const SHORTEST_SPIN: Duration = Duration::from_micros(50);
 /// in the ping-pong of two guests, and shrinks when a sleep was longer than this.
 const LONGEST_SPIN: Duration = Duration::from_micros(500);
 
+/// How long it goes on polling at most after a long time of work.
+const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+
 /// The first sleep of a worker with something that cannot wake it...
 const NAP: Duration = Duration::from_millis(1);
 /// ...and the longest: each nap without success is twice as long as the one before.
@@ -22,6 +25,9 @@ const LONGEST_NAP: Duration = Duration::from_millis(16);
 
 /// Rounds between two looks at the clock while there is work.
 const CLOCK_ROUNDS: u32 = 64;
+
+/// The same while there is none.
+const IDLE_ROUNDS: u32 = 8;
 
 /// Time between two questions who may rest...
 const REST: Duration = Duration::from_millis(1);
@@ -71,10 +77,12 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
     let seconds = |now: Instant| (now - start).as_secs() as u32;
     let mut now = start;
     let mut last_work = start;
+    let mut awake = start;
     let mut last_rest = start;
     let mut bed = Bed::default();
     let mut rounds = 0u32;
     let mut busy = 0u32;
+    let mut idle = 0u32;
     let mut spin = SHORTEST_SPIN;
     while !post.stop.load(Ordering::Acquire) {
         let mut worked = take_mail(&mut poller, post);
@@ -90,11 +98,17 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
         if worked {
             post.stats.busy.add(1);
             busy = busy.wrapping_add(1);
+            idle = 0;
             if !busy.is_multiple_of(CLOCK_ROUNDS) {
                 continue;
             }
             now = Instant::now();
         } else {
+            idle = idle.wrapping_add(1);
+            // What comes next comes soon: it is found sooner without looks at the clock.
+            if polling != Polling::Interrupt && !idle.is_multiple_of(IDLE_ROUNDS) {
+                continue;
+            }
             now = Instant::now();
             if std::mem::take(&mut busy) > 0 {
                 last_work = now;
@@ -116,7 +130,7 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
         }
         let enough = match polling {
             Polling::Always => false,
-            Polling::Adaptive => now - last_work >= spin,
+            Polling::Adaptive => now - last_work >= spin.max(pause(last_work - awake)),
             Polling::Interrupt => true,
         };
         if !enough {
@@ -126,8 +140,15 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
             spin = adapt(spin, woken - now);
             now = woken;
             last_work = now;
+            awake = now;
         }
     }
+}
+
+/// How long a pause to wait out after so much time awake: a guest that sent for long was perhaps
+/// only interrupted, and to be woken by it costs it more than the wait costs us.
+fn pause(awake: Duration) -> Duration {
+    (awake / 16).min(LONGEST_PAUSE)
 }
 
 /// How long to poll from now on, after a sleep of this length.
