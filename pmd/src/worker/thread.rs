@@ -77,7 +77,7 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
     let seconds = |now: Instant| (now - start).as_secs() as u32;
     let mut now = start;
     let mut last_work = start;
-    let mut awake = start;
+    let mut since = Awake::new(start);
     let mut last_rest = start;
     let mut bed = Bed::default();
     let mut rounds = 0u32;
@@ -88,6 +88,8 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
         let mut worked = take_mail(&mut poller, post);
         worked |= poller.poll(seconds(now));
         post.stats.rounds.add(1);
+        since.rounds += 1;
+        since.busy += u64::from(worked);
         rounds = rounds.wrapping_add(1);
         if rounds.is_multiple_of(LOOK_ROUNDS) && poller.resting() > 0 {
             post.waker.look(&mut bed.kicks);
@@ -130,7 +132,7 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
         }
         let enough = match polling {
             Polling::Always => false,
-            Polling::Adaptive => now - last_work >= spin.max(pause(last_work - awake)),
+            Polling::Adaptive => now - last_work >= spin.max(since.pause(last_work)),
             Polling::Interrupt => true,
         };
         if !enough {
@@ -140,15 +142,35 @@ pub(super) fn run<P: Poller>(mut poller: P, post: &Post<P>, polling: Polling) {
             spin = adapt(spin, woken - now);
             now = woken;
             last_work = now;
-            awake = now;
+            since = Awake::new(now);
         }
     }
 }
 
-/// How long a pause to wait out after so much time awake: a guest that sent for long was perhaps
-/// only interrupted, and to be woken by it costs it more than the wait costs us.
-fn pause(awake: Duration) -> Duration {
-    (awake / 16).min(LONGEST_PAUSE)
+/// What was done since the last sleep.
+struct Awake {
+    start: Instant,
+    rounds: u64,
+    busy: u64,
+}
+
+impl Awake {
+    fn new(start: Instant) -> Self {
+        Self {
+            start,
+            rounds: 0,
+            busy: 0,
+        }
+    }
+
+    /// How long a pause to wait out: a guest that sent for long was perhaps only interrupted, and
+    /// to kick until we are awake costs it more than the wait costs us, which is a small part of
+    /// the time that was spent on its frames.
+    fn pause(&self, last_work: Instant) -> Duration {
+        let awake = (last_work - self.start).as_nanos() as u64;
+        let worked = u128::from(awake) * u128::from(self.busy) / u128::from(self.rounds.max(1));
+        Duration::from_nanos((worked / 16) as u64).min(LONGEST_PAUSE)
+    }
 }
 
 /// How long to poll from now on, after a sleep of this length.
