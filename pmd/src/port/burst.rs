@@ -430,6 +430,21 @@ impl<'b> Burst<'b> {
         self.heads.is_empty()
     }
 
+    /// What follows the copied bytes of `head`, if the frame is in one piece.
+    #[inline]
+    pub(crate) fn body_whole(&self, head: &Head) -> Option<VolatileSlice<'b>> {
+        let (bytes, skip) = match self.source {
+            Source::Ring(taken, header) => {
+                let chain = taken.chains().get(head.item())?;
+                (taken.readable_whole(chain)?, header)
+            }
+            Source::Parcels(parcels) => (parcels.get(head.item())?.mbuf.bytes()?, 0),
+            Source::Fixed(bytes) => (bytes, 0),
+            Source::Placed(..) => return None,
+        };
+        bytes.offset(skip + usize::from(head.taken)).ok()
+    }
+
     /// What follows the copied bytes of `head`, piece by piece.
     #[inline]
     pub fn body(&self, head: &Head) -> Body<'b> {

@@ -388,9 +388,13 @@ fn fill(room: VolatileSlice<'_>, kind: &RingKind, burst: &Burst<'_>, pick: &Pick
         copy::write_at(&head.swapped_addresses(), room, kind.header);
     }
     if at < all {
-        burst
-            .body(head)
-            .for_each(|piece| at += copy::across_at(piece, room, at));
+        if let Some(body) = burst.body_whole(head) {
+            copy::across_at(body, room, at);
+        } else {
+            burst
+                .body(head)
+                .for_each(|piece| at += copy::across_at(piece, room, at));
+        }
     }
     Some(all as u32)
 }
