@@ -416,3 +416,48 @@ fn garbage_in_a_packed_ring_is_judged() {
         );
     }
 }
+
+#[test]
+fn a_driver_that_waits_for_three_quarters_is_called() {
+    for (size, seed) in [(256, 1), (256, 2), (64, 3), (100, 4), (33, 5)] {
+        let random = &mut Random::new(seed);
+        let mut b = bench(size, PACKED, 0);
+        // Slots added and used, since ever; the driver is asleep until it is called.
+        let (mut added, mut used, mut asleep) = (0u32, 0u32, false);
+        for round in 0..4000 {
+            if !asleep {
+                while b.driver.used().is_some() {
+                    used += 1;
+                }
+                let event = used + (added - used) * 3 / 4;
+                let (at, turn) = (event % u32::from(size), event / u32::from(size));
+                b.driver
+                    .set_used_event(at as u16 | u16::from(turn.is_multiple_of(2)) << 15);
+                for _ in 0..random.range(1, usize::from(size)) {
+                    if b.driver.add(&[buffer(DATA, 60, false)]).is_some() {
+                        added += 1;
+                    }
+                }
+                b.driver.publish();
+                asleep = b.driver.free() < 19;
+            }
+            b.ring.take_burst(random.range(1, 64));
+            b.ring.give_back_read();
+            if random.range(0, 3) == 0 {
+                b.ring.publish();
+            }
+            if signals(&b.called) > 0 {
+                asleep = false;
+            }
+            if b.ring.take_burst(1) == 0 {
+                // All is taken: it is shown, too, and the driver must have heard of it.
+                b.ring.publish();
+                if signals(&b.called) > 0 {
+                    asleep = false;
+                }
+                assert!(!asleep, "round {round}: {added} added, {used} seen");
+            }
+            b.ring.finish();
+        }
+    }
+}
