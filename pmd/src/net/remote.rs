@@ -3,13 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use vvu::memory::VolatileSlice;
+use vvu::memory;
 
 use super::out::{Out, Tally};
 use super::switch::Place;
 use super::vlan::Membership;
 use crate::mempool::{Mbuf, Mempool};
-use crate::port::{Burst, Edit, Parcel, Pick, To};
+use crate::port::offload::Accepts;
+use crate::port::{Burst, Edit, Parcel, Pick, Shown, To};
 
 /// A frame of the burst at hand for another worker. See [`Parcel`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +71,9 @@ impl Out {
                 isolated,
             } in remote.drain(..)
             {
-                let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+                let Some(head) = burst.picked(&pick) else {
                     continue;
                 };
-                let edited;
-                if pick.edit != Edit::Keep {
-                    edited = head.edited(pick.edit);
-                    head = &edited;
-                }
                 let mut post = |mbuf: Option<Mbuf>| {
                     let Some(mbuf) = mbuf else {
                         tally.no_mbuf += 1;
@@ -93,15 +89,11 @@ impl Out {
                     tally.queue_full += u64::from(inbox.queue.push(parcel).is_err());
                 };
                 let pool = self.shared.pool.as_ref();
-                if head.offload().is_none() {
-                    post(copy(pool, head.bytes(), burst.body(head)));
-                } else {
-                    // What the receiver takes is not known here, and an mbuf holds no long frame.
-                    let scratch = &mut self.scratch;
-                    scratch.finish(burst, head, |frame| {
-                        post(copy(pool, &[], std::iter::once(frame)));
-                    });
-                }
+                // What the receiver takes is not known here, and an mbuf holds no long frame.
+                let scratch = &mut self.scratch;
+                scratch.show(burst, &head, Accepts::default(), |frame| {
+                    post(copy(pool, frame));
+                });
             }
             inbox.waker.wake();
             met = true;
@@ -163,16 +155,12 @@ impl Out {
     }
 }
 
-/// A copy of a frame, `first` and then `body`, that outlives the burst.
-fn copy<'b>(
-    pool: Option<&Arc<Mempool>>,
-    first: &[u8],
-    body: impl Iterator<Item = VolatileSlice<'b>>,
-) -> Option<Mbuf> {
+/// A copy of a frame that outlives the burst.
+fn copy(pool: Option<&Arc<Mempool>>, frame: Shown<'_>) -> Option<Mbuf> {
     let mut mbuf = pool?.alloc()?;
-    mbuf.append(first.len())?.copy_from(first);
-    for piece in body {
-        piece.copy_to_volatile_slice(mbuf.append(piece.len())?);
+    memory::copy::write(frame.first, mbuf.append(frame.first.len())?);
+    for piece in frame.body {
+        memory::copy::across(piece, mbuf.append(piece.len())?);
     }
     Some(mbuf)
 }

@@ -4,6 +4,8 @@
 //! frame stays where it is until it is copied to where it goes. The head is delivered from the
 //! copy too, so what arrives is what was judged.
 
+use std::borrow::Cow;
+
 use vvu::memory::{VolatileSlice, copy};
 
 use super::offload::{self, MAX_LARGE, Offload};
@@ -430,6 +432,16 @@ impl<'b> Burst<'b> {
         self.heads.is_empty()
     }
 
+    /// The head of a frame as the destination of `pick` shall get it.
+    #[inline]
+    pub fn picked(&self, pick: &Pick) -> Option<Cow<'b, Head>> {
+        let head = self.heads.get(usize::from(pick.frame))?;
+        Some(match pick.edit {
+            Edit::Keep => Cow::Borrowed(head),
+            edit => Cow::Owned(head.edited(edit)),
+        })
+    }
+
     /// What follows the copied bytes of `head`, if the frame is in one piece.
     #[inline]
     pub(crate) fn body_whole(&self, head: &Head) -> Option<VolatileSlice<'b>> {
@@ -485,6 +497,19 @@ impl<'b> Burst<'b> {
 /// The pieces of a frame's body. See [`Burst::body`].
 #[derive(Debug, Clone)]
 pub struct Body<'b>(Skip<Pieces<'b>>);
+
+impl<'b> Body<'b> {
+    /// All of `bytes`.
+    pub(super) fn of_one(bytes: VolatileSlice<'b>) -> Self {
+        Self(Skip {
+            pieces: Pieces {
+                only: Some(bytes),
+                chain: None,
+            },
+            skip: 0,
+        })
+    }
+}
 
 impl<'b> Iterator for Body<'b> {
     type Item = VolatileSlice<'b>;

@@ -34,7 +34,7 @@ use capture::{FileTx, Pen, Replay};
 pub use control::ControlQueue;
 pub use generator::Generator;
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
-pub use scratch::Scratch;
+pub use scratch::{Scratch, Shown};
 pub use steering::{Policy, Steering};
 use uplink::{PacketRx, PacketTx, TapRx, TapTx, XdpRx, XdpTx};
 pub use vhost::{VhostRx, VhostTx};

@@ -1,13 +1,13 @@
 //! What a guest asked for about frames to it: which it wants, which queue they go to, and what it
 //! is told of their flow. Only for guests with a control queue; all others have no [`Policy`].
 
-use super::burst::{BURST, Burst, Edit, HEAD, Head, Pick};
+use super::burst::{BURST, Burst, HEAD, Head, Pick};
 use super::filter::Filter;
 use super::flow;
-use super::offload::{Accepts, Offload};
+use super::offload::Accepts;
 use super::rings::{RingKind, Rings, Vhost};
 use super::rss::{FlowHash, Report};
-use super::scratch::Scratch;
+use super::scratch::{Scratch, Shown};
 use super::vhost::{HEADER, Sent, VhostTx, put};
 use crate::stats::Drop;
 use crate::vring::{Format, RingOf};
@@ -76,14 +76,9 @@ impl Policy {
     ) -> Left {
         let mut left = Left::default();
         for (place, pick) in places.iter_mut().zip(picks) {
-            let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+            let Some(head) = burst.picked(pick) else {
                 continue;
             };
-            let edited;
-            if pick.edit != Edit::Keep {
-                edited = head.edited(pick.edit);
-                head = &edited;
-            }
             if !self.filter.wants(head.bytes()) {
                 left.filtered += 1;
                 continue;
@@ -93,7 +88,7 @@ impl Policy {
             {
                 *report = hash.of(head.bytes());
             }
-            match self.place(rings, head, self.report(pick)) {
+            match self.place(rings, &head, self.report(pick)) {
                 Some(chosen) => *place = chosen,
                 None => left.no_ring += 1,
             }
@@ -192,33 +187,28 @@ pub(super) fn send_with_hash<F: Format>(
     let before = sent.packets;
     ring.take_burst(picks.len());
     for pick in picks {
-        let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+        let Some(head) = burst.picked(pick) else {
             continue;
         };
-        let edited;
-        if pick.edit != Edit::Keep {
-            edited = head.edited(pick.edit);
-            head = &edited;
-        }
         let report = policy.map(|policy| policy.report(pick)).unwrap_or_default();
         let mut first = [0; FIRST];
-        let (hash, rest) = first.split_at_mut(REPORT);
-        hash.copy_from_slice(&report.to_bytes());
-        let (offload, bytes) = (head.offload(), head.bytes());
-        if kind.accepts.takes(offload)
-            && let Some(rest) = rest.get_mut(..bytes.len())
-        {
-            rest.copy_from_slice(bytes);
-            let (first, body) = (&first[..REPORT + bytes.len()], burst.body(head));
-            let len = REPORT + head.frame_len();
-            put(ring, plain, offload, first, body, len, sent);
-        } else {
-            let fits = scratch.finish(burst, head, |frame| {
-                let (body, len) = (std::iter::once(frame), REPORT + frame.len());
-                put(ring, plain, &Offload::NONE, hash, body, len, sent);
-            });
-            sent.small += u64::from(!fits);
-        }
+        first[..REPORT].copy_from_slice(&report.to_bytes());
+        let fits = scratch.show(burst, &head, kind.accepts, |frame| {
+            let end = REPORT + frame.first.len();
+            // There is room for as much as a head holds.
+            let Some(place) = first.get_mut(REPORT..end) else {
+                sent.small += 1;
+                return;
+            };
+            place.copy_from_slice(frame.first);
+            let frame = Shown {
+                first: &first[..end],
+                len: REPORT + frame.len,
+                ..frame
+            };
+            put(ring, plain, frame, sent);
+        });
+        sent.small += u64::from(!fits);
     }
     sent.bytes -= REPORT as u64 * (sent.packets - before);
     ring.finish();

@@ -10,7 +10,7 @@ use vvu::memory::{VolatileSlice, copy};
 use super::burst::{BURST, Burst, Edit, Heads, PLAIN, Pick};
 use super::offload::{self, Offload};
 use super::rings::{RingKind, Rings};
-use super::scratch::Scratch;
+use super::scratch::{Scratch, Shown};
 use super::steering::{NOWHERE, Policy, send_with_hash};
 use super::writer::Writer;
 use super::{Stats, flow};
@@ -409,37 +409,28 @@ fn send_slowly<F: Format>(
     scratch: &mut Scratch,
     sent: &mut Sent,
 ) {
-    let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+    let Some(head) = burst.picked(pick) else {
         return;
     };
-    let edited;
-    if pick.edit != Edit::Keep {
-        edited = head.edited(pick.edit);
-        head = &edited;
-    }
-    if kind.accepts.takes(head.offload()) {
-        let (offload, first, len) = (head.offload(), head.bytes(), head.frame_len());
-        put(ring, kind, offload, first, burst.body(head), len, sent);
-    } else {
-        let fits = scratch.finish(burst, head, |frame| {
-            let body = std::iter::once(frame);
-            put(ring, kind, &Offload::NONE, &[], body, frame.len(), sent);
-        });
-        sent.small += u64::from(!fits);
-    }
+    let fits = scratch.show(burst, &head, kind.accepts, |frame| {
+        put(ring, kind, frame, sent)
+    });
+    sent.small += u64::from(!fits);
 }
 
-/// Puts one frame of `len` bytes, `first` and then `body`, into the next chains, of whatever
-/// sizes and pieces.
-pub(super) fn put<'b, F: Format>(
+/// Puts one frame into the next chains, of whatever sizes and pieces.
+pub(super) fn put<F: Format>(
     ring: &mut RingOf<F>,
     kind: RingKind,
-    offload: &Offload,
-    first: &[u8],
-    body: impl Iterator<Item = VolatileSlice<'b>>,
-    len: usize,
+    frame: Shown<'_>,
     sent: &mut Sent,
 ) {
+    let Shown {
+        offload,
+        first,
+        body,
+        len,
+    } = frame;
     let all = kind.header + len;
     let mut fit = fit(ring, kind, all);
     if matches!(fit, Fit::Full) && ring.has_used() {

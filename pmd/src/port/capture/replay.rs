@@ -10,7 +10,8 @@ use super::CaptureError;
 use super::blocks::Direction;
 use super::recorder::{Pen, now};
 use crate::port::Stats;
-use crate::port::burst::{BURST, Burst, ETHERNET, Edit, Heads, MAX_FRAME, PLAIN, Pick, Place};
+use crate::port::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME, PLAIN, Pick, Place};
+use crate::port::offload::Accepts;
 use crate::port::scratch::Scratch;
 use crate::stats::Drop;
 use crate::wake::Quiet;
@@ -242,24 +243,15 @@ impl FileTx {
             behind += u64::from(!noted);
         };
         for pick in picks {
-            let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+            let Some(head) = burst.picked(pick) else {
                 continue;
             };
-            let edited;
-            if pick.edit != Edit::Keep {
-                edited = head.edited(pick.edit);
-                head = &edited;
-            }
-            if head.offload().is_none() {
-                let (len, body) = (head.frame_len(), burst.body(head));
-                count(pen.write(now, Direction::Out, len, head.bytes(), body), len);
-            } else {
-                let fits = scratch.finish(burst, head, |frame| {
-                    let (len, body) = (frame.len(), std::iter::once(frame));
-                    count(pen.write(now, Direction::Out, len, &[], body), len);
-                });
-                small += u64::from(!fits);
-            }
+            let fits = scratch.show(burst, &head, Accepts::default(), |frame| {
+                let len = frame.len;
+                let noted = pen.write(now, Direction::Out, len, frame.first, frame.body);
+                count(noted, len);
+            });
+            small += u64::from(!fits);
         }
         stats.tx_packets.add(packets);
         stats.tx_bytes.add(bytes);

@@ -15,7 +15,7 @@ use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, XdpOptionsFlags, XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socket_with};
-use vvu::memory::{Mapping, VolatileSlice, copy};
+use vvu::memory::{Mapping, copy};
 use vvu::notify::Kick;
 
 use super::UplinkError;
@@ -24,8 +24,9 @@ use super::intake::Intake;
 use super::interface::Interface;
 use super::xsk_ring::{ADDRESS, Desc, Ring};
 use crate::port::Stats;
-use crate::port::burst::{BURST, Burst, Edit, Heads, PLAIN, Pick, Place};
-use crate::port::scratch::Scratch;
+use crate::port::burst::{BURST, Burst, Heads, PLAIN, Pick, Place};
+use crate::port::offload::Accepts;
+use crate::port::scratch::{Scratch, Shown};
 use crate::stats::Drop;
 use crate::wake::{Quiet, Waker, Watch};
 
@@ -387,23 +388,13 @@ impl XdpTx {
         }
         let mut sent = Sent::default();
         for pick in picks {
-            let Some(mut head) = burst.heads().get(usize::from(pick.frame)) else {
+            let Some(head) = burst.picked(pick) else {
                 continue;
             };
-            let edited;
-            if pick.edit != Edit::Keep {
-                edited = head.edited(pick.edit);
-                head = &edited;
-            }
-            if head.offload().is_none() {
-                let len = head.frame_len();
-                self.put(head.bytes(), burst.body(head), len, &mut sent);
-            } else {
-                let fits = scratch.finish(burst, head, |frame| {
-                    self.put(&[], std::iter::once(frame), frame.len(), &mut sent);
-                });
-                sent.small += u64::from(!fits);
-            }
+            let fits = scratch.show(burst, &head, Accepts::default(), |frame| {
+                self.put(frame, &mut sent);
+            });
+            sent.small += u64::from(!fits);
         }
         if sent.packets > 0 {
             self.send.publish();
@@ -430,14 +421,9 @@ impl XdpTx {
         }
     }
 
-    /// Copies a frame of `len` bytes, `first` and then `body`, into a chunk and queues it.
-    fn put<'b>(
-        &mut self,
-        first: &[u8],
-        body: impl Iterator<Item = VolatileSlice<'b>>,
-        len: usize,
-        sent: &mut Sent,
-    ) {
+    /// Copies a frame into a chunk and queues it.
+    fn put(&mut self, frame: Shown<'_>, sent: &mut Sent) {
+        let len = frame.len;
         if len > CHUNK {
             sent.small += 1;
             return;
@@ -454,8 +440,8 @@ impl XdpTx {
         let Ok(mut rest) = memory.subslice(address as usize, len) else {
             return;
         };
-        let mut copied = copy::write(first, rest);
-        for piece in body {
+        let mut copied = copy::write(frame.first, rest);
+        for piece in frame.body {
             let Ok(next) = rest.offset(copied) else {
                 break;
             };
