@@ -142,6 +142,16 @@ impl Ring {
         either!(self, ring => ring.resume())
     }
 
+    /// Before [`Ring::resume`]: says once more what the device has, for one that learns it from
+    /// the ring alone.
+    pub fn offer_again(&mut self) -> Result<(), QueueError> {
+        match self {
+            Self::Split(ring) => ring.offer_again(),
+            // There, resuming writes all anew.
+            Self::Packed(_) => Ok(()),
+        }
+    }
+
     /// Where a device that stops can be, as GET_VRING_BASE says it: behind what it returned, up to
     /// what it was given.
     pub fn bounds(&self) -> Result<(u16, u16), QueueError> {

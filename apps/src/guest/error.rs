@@ -128,11 +128,13 @@ pub(super) enum GuestError {
         missing: &'static str,
     },
     /// Too few rings.
-    #[error("the back-end has {most} pairs of rings; --pairs {wanted} is too many")]
-    Pairs {
-        /// Pairs asked for.
-        wanted: u8,
-        /// Pairs there are.
+    #[error("the back-end has {most} {what} of rings; --{what} {wanted} is too many")]
+    Rings {
+        /// What is counted.
+        what: &'static str,
+        /// How many were asked for.
+        wanted: u64,
+        /// How many there are.
         most: u64,
     },
     /// A back-end that came back as another.

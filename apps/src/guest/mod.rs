@@ -20,6 +20,7 @@ mod machine;
 mod memory;
 mod queues;
 pub(crate) mod report;
+mod tether;
 mod wrap;
 
 use std::process::ExitCode;
@@ -130,7 +131,7 @@ fn work(
     shutdown: &Shutdown,
     report: &mut Report,
 ) -> Result<Option<String>, GuestError> {
-    let mut endpoint = machine::endpoint(socket)?;
+    let mut endpoint = tether::endpoint(socket)?;
     let mut machine = Machine::start(socket, &mut endpoint, options, shutdown)?;
     let mut clock = Clock::new(options.progress, options.json);
     let outcome = match job {

@@ -12,10 +12,11 @@ use vvu::virtqueue::Ring;
 use super::Scene;
 use crate::guest::error::GuestError;
 use crate::guest::frames::ANYBODY;
-use crate::guest::link::Link;
-use crate::guest::machine::{connected, wanted};
+use crate::guest::link::{Link, Rings};
+use crate::guest::machine::wanted;
 use crate::guest::memory::Memory;
 use crate::guest::queues::{Format, Queue};
+use crate::guest::tether::connected;
 
 /// Descriptors in each ring.
 pub(super) const SIZE: u16 = 64;
@@ -76,7 +77,7 @@ impl Rig {
         let bit = Features::RING_PACKED.bits();
         let with = |bits: u64| if packed { bits | bit } else { bits & !bit };
         (wanted.features, wanted.needed) = (with(wanted.features), with(wanted.needed));
-        wanted.pairs = 1;
+        wanted.rings = Rings::pairs(1);
         let mut link = Link::open(socket, wanted, timeout)?;
         let format = Format(link.features);
         let bytes = BUFFER as usize * usize::from(SIZE) * 2;
@@ -87,7 +88,11 @@ impl Rig {
         let mut receive = Queue::new("receive", &mut memory, 0, SIZE, format)?;
         let mut transmit = Queue::new("transmit", &mut memory, 0, SIZE, format)?;
         let buffers = memory.alloc(0, bytes, 4096)?;
-        link.start(&memory, [&mut receive, &mut transmit].into_iter())?;
+        link.start(
+            &memory,
+            &mut None,
+            [&mut receive, &mut transmit].into_iter(),
+        )?;
         let rig = Self {
             link,
             memory,

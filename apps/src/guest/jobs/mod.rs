@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use super::GuestError;
 use super::frames::{Header, finish};
-use super::machine::{Machine, Woken};
+use super::machine::Machine;
 use super::report::{Clock, Details};
+use super::tether::Woken;
 
 /// Frames looked at before anything else is.
 const BURST: usize = 64;

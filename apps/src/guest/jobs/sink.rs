@@ -7,8 +7,9 @@ use super::{BURST, Outcome, forever, wait};
 use crate::guest::GuestError;
 use crate::guest::args::Sink;
 use crate::guest::frames::{self, SNAP};
-use crate::guest::machine::{Machine, Woken};
+use crate::guest::machine::Machine;
 use crate::guest::report::{Clock, Details};
+use crate::guest::tether::Woken;
 
 /// Runs until a signal, or for the time that was asked for.
 pub(in crate::guest) fn sink(
