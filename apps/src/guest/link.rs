@@ -41,6 +41,8 @@ pub(super) struct Rings {
     pub(super) asked: u64,
     /// What a back-end has that cannot be asked.
     pub(super) usual: u64,
+    /// Those of them that nobody asks for.
+    pub(super) others: u64,
     /// What is counted, and the option that asks for so many.
     pub(super) what: &'static str,
 }
@@ -52,6 +54,7 @@ impl Rings {
             all: 2 * u64::from(pairs),
             asked: pairs.into(),
             usual: 1,
+            others: 0,
             what: "pairs",
         }
     }
@@ -168,7 +171,13 @@ impl Link {
         let vhost_user = if self.enables { bit30 } else { 0 };
         let set = frontend.set_features(self.features | vhost_user);
         set.map_err(failed("SET_FEATURES"))?;
-        let Rings { asked, usual, .. } = wanted.rings;
+        let Rings {
+            asked,
+            usual,
+            others,
+            what,
+            ..
+        } = wanted.rings;
         if asked > usual {
             let most = match self.protocol.contains(VhostUserProtocolFeatures::MQ) {
                 true => self.exchange("GET_QUEUE_NUM", &Request::GetQueueNum, true)?,
@@ -176,9 +185,9 @@ impl Link {
             };
             if most < asked {
                 return Err(GuestError::Rings {
-                    what: wanted.rings.what,
-                    wanted: asked,
-                    most,
+                    what,
+                    wanted: asked - others,
+                    most: most.saturating_sub(others),
                 });
             }
         }

@@ -20,7 +20,7 @@ use crate::signals::Shutdown;
 const USUAL_FRAME: usize = 1514;
 const ETHERNET: usize = 14;
 
-/// Frames and their bytes.
+/// Frames, or requests, and their bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Flow {
     pub(super) packets: u64,
@@ -28,7 +28,7 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    fn add(&mut self, packets: u64, bytes: u64) {
+    pub(super) fn add(&mut self, packets: u64, bytes: u64) {
         self.packets += packets;
         self.bytes += bytes;
     }

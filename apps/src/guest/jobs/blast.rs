@@ -46,7 +46,7 @@ pub(in crate::guest) fn blast(
     while left > 0 && Instant::now() < end && !machine.stopped() {
         let progress = burst(machine, &frame, &mut left)?;
         if progress {
-            clock.tick(machine);
+            clock.tick(machine.sent(), machine.received());
             continue;
         }
         let patience = Instant::now() + machine.timeout();

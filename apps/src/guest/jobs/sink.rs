@@ -35,7 +35,7 @@ pub(in crate::guest) fn sink(
             }
         }
         let over = if busy {
-            clock.tick(machine);
+            clock.tick(machine.sent(), machine.received());
             machine.stopped() || Instant::now() >= end
         } else {
             wait(machine, clock, end, false)? == Woken::Stopped || Instant::now() >= end
