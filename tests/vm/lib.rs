@@ -29,6 +29,7 @@
 //! | `traffic` | ping, TCP and UDP with checked contents, frame blasts between guests |
 //! | `card` | what a guest says of its interface: features, counters |
 //! | `trio` | the usual line-ups of two or three neighbours and one back-end |
+//! | `store`, `tools` | guests with disks, and what they have to use them |
 //! | `served` | functions that a process on the host serves over vfio-user |
 //! | `qemu`, `accel`, `qmp` | command lines, the choice of KVM or TCG, the monitor |
 //! | `process` | a child that dies with us and whose output is kept |
@@ -64,6 +65,8 @@ mod qmp;
 pub mod runner;
 mod served;
 pub mod setup;
+mod store;
+mod tools;
 pub mod traffic;
 mod trio;
 pub mod wire;
@@ -76,4 +79,5 @@ pub use process::Process;
 pub use qemu::Qemu;
 pub use qmp::Qmp;
 pub use served::ServedFunction;
+pub use store::Store;
 pub use trio::{HostTrio, NO_OFFLOADS, Quartet, Trio, start_vvu, start_vvu_with};

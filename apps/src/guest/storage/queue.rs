@@ -332,7 +332,7 @@ mod tests {
             let mut rng = fastrand::Rng::with_seed(seed);
             let mut chain = Chain::of(parts);
             assert_eq!(chain.pieces().len(), 3);
-            for _ in 0..40 {
+            for _ in 0..400 {
                 chain.cut(&mut rng);
             }
             assert_eq!(chain.pieces().len(), MAX_PIECES);
