@@ -80,6 +80,8 @@ const PMD: &[(&str, &[&str])] = &[
     ("vring", &[]),
     ("mempool", &[]),
     ("wake", &[]),
+    ("bdev", &["stats", "wake"]),
+    ("blk", &["bdev", "stats", "vring", "wake"]),
     ("port", &["mempool", "stats", "vring", "wake"]),
     ("net", &["mempool", "port", "stats", "vring", "wake"]),
     (
@@ -88,7 +90,9 @@ const PMD: &[(&str, &[&str])] = &[
     ),
     (
         "backend",
-        &["mempool", "net", "port", "stats", "vring", "wake", "worker"],
+        &[
+            "blk", "mempool", "net", "port", "stats", "vring", "wake", "worker",
+        ],
     ),
 ];
 

@@ -13,10 +13,12 @@ pub mod copy;
 mod fault;
 mod mapping;
 mod reservation;
+mod scatter;
 mod table;
 
 pub use mapping::{Area, Mapping, file_page_size, hugepage_size, page_size};
 pub use reservation::{Piece, Reservation};
+pub use scatter::Scatter;
 pub use table::{MemTable, Region};
 pub use vm_memory::VolatileSlice;
 
