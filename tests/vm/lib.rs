@@ -28,6 +28,7 @@
 //! | `wire` | what host and agent say to each other |
 //! | `traffic` | ping, TCP and UDP with checked contents, frame blasts between guests |
 //! | `card` | what a guest says of its interface: features, counters |
+//! | `disks` | the usual line-up of a guest with disks and what serves them |
 //! | `trio` | the usual line-ups of two or three neighbours and one back-end |
 //! | `store`, `tools` | guests with disks, and what they have to use them |
 //! | `served` | functions that a process on the host serves over vfio-user |
@@ -54,6 +55,7 @@ pub mod binaries;
 mod card;
 mod channel;
 mod cpio;
+mod disks;
 mod guest;
 mod image;
 mod job;
@@ -72,6 +74,7 @@ mod trio;
 pub mod wire;
 
 pub use card::Counters;
+pub use disks::{DISK, Disks, Server};
 pub use guest::Guest;
 pub use job::{Job, Output};
 pub use lab::{Appliance, Lab, Neighbour};
