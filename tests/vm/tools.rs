@@ -122,27 +122,44 @@ fn libraries(program: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(all)
 }
 
-/// Names of dynamic symbols, without their versions.
+/// Dynamic symbols: names, each with its version behind an `@`, if it has one.
 fn symbols(file: &Path, which: &str) -> Result<BTreeSet<String>> {
     let listed = output("nm", [OsStr::new("-D"), which.as_ref(), file.as_os_str()])?;
     let names = listed.lines().filter_map(|line| {
         let mut words = line.split_whitespace().rev();
         let name = words.next()?;
         // One that may be missing.
-        (words.next()? != "w").then(|| name.split('@').next().unwrap_or(name).to_owned())
+        (words.next()? != "w").then(|| name.replace("@@", "@"))
     });
     Ok(names.collect())
 }
 
 /// A library that has these functions, none of which may be called.
 fn stub<'a>(scratch: &Path, names: impl Iterator<Item = &'a str>) -> Result<Vec<u8>> {
-    let (source, library) = (scratch.join("stub.s"), scratch.join("stub.so"));
-    let functions = names.map(|name| format!(".globl {name}\n.type {name}, @function\n{name}:\n"));
-    let text = format!(".text\n{}ud2\n", functions.collect::<String>());
-    fs::write(&source, text).with_context(|| format!("writing {}", source.display()))?;
+    let mut text = ".text\n".to_owned();
+    let mut versions: BTreeMap<&str, String> = BTreeMap::new();
+    for symbol in names {
+        let (name, version) = symbol.split_once('@').unwrap_or((symbol, "NONE"));
+        text += &format!(".globl {name}\n.type {name}, @function\n{name}:\n");
+        *versions.entry(version).or_default() += &format!("{name}; ");
+    }
+    text += "ud2\n";
+    let versions = versions.iter();
+    let script: String = versions
+        .map(|(name, symbols)| format!("{name} {{ {symbols}}};\n"))
+        .collect();
+    let file = |name: &str, text: &str| {
+        let path = scratch.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok::<_, anyhow::Error>(path)
+    };
+    let (source, script) = (file("stub.s", &text)?, file("stub.map", &script)?);
+    let library = scratch.join("stub.so");
+    let script = format!("-Wl,--version-script={}", script.display());
     let arguments = [
         OsStr::new("-shared"),
         "-nostdlib".as_ref(),
+        script.as_ref(),
         "-o".as_ref(),
         library.as_os_str(),
         source.as_os_str(),

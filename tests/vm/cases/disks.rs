@@ -25,7 +25,7 @@ fn files(disks: &Disks, disk: &str) -> Result<()> {
     // discarded, and others written.
     let writing = [
         "--rw=randwrite",
-        "--size=16M",
+        "--size=8M",
         "--bsrange=4k-64k",
         "--fsync=64",
         "--fallocate=none",
@@ -33,7 +33,7 @@ fn files(disks: &Disks, disk: &str) -> Result<()> {
     disks.finish_fio(&disks.start_fio("/mnt/a", &writing)?)?;
     let mixed = [
         "--rw=randrw",
-        "--size=16M",
+        "--size=8M",
         "--bs=4k",
         "--verify_backlog=256",
     ];
@@ -51,7 +51,7 @@ fn trims(disks: &Disks, disk: &str) -> Result<()> {
     let trims = [
         "--rw=randtrimwrite",
         "--offset=64M",
-        "--size=16M",
+        "--size=8M",
         "--bs=16k",
     ];
     disks.finish_fio(&disks.start_fio(&device, &trims)?)
