@@ -30,9 +30,11 @@
 //! |---|---|
 //! | `null` | a disk that is not there |
 //! | `mem` | a disk in memory |
+//! | `file` | a disk in a file, or a block device |
 //!
 //! This room knows no virtio, no rings and no workers.
 
+pub mod file;
 mod mem;
 mod null;
 
