@@ -82,6 +82,10 @@ pub trait Channel: fmt::Debug + Send {
     /// [`Quiet::Kicked`] if one of the descriptors will tell or nothing is in flight,
     /// [`Quiet::Polled`] if nobody will.
     fn arm(&mut self) -> Quiet;
+
+    /// Somebody waits for the end of everything in flight, as when a ring is stopped: nothing is
+    /// held back any longer.
+    fn hurry(&mut self) {}
 }
 
 /// What shall be done.
