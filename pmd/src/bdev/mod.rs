@@ -28,6 +28,20 @@
 //!
 //! This room knows no virtio, no rings and no workers.
 
+mod bytes;
+#[cfg(test)]
+mod fake;
+mod fault;
+mod held;
+mod measured;
+pub mod nbd;
+mod paced;
+mod readonly;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod timer;
+
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,6 +51,11 @@ use thiserror::Error;
 use vvu::memory::Scatter;
 
 use crate::wake::Quiet;
+
+pub use fault::{Faulty, OpKind, Plan, Which};
+pub use measured::{Measured, OpSnapshot};
+pub use paced::{Delay, Rates, Throttle};
+pub use readonly::ReadOnly;
 
 /// A disk. See the [module](self).
 pub trait Disk: fmt::Debug + Send + Sync {
