@@ -4,6 +4,8 @@
 //! reader never stops the worker. Every reason to drop a frame has a name. This room knows no
 //! packets, rings or threads; [`Snapshot`] is what people and tools read.
 
+pub mod latency;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
