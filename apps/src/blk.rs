@@ -193,9 +193,20 @@ pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
     tracing::info!(devices = faces.len(), disks = disks.len(), "{READY}");
 
     let start = Instant::now();
-    let interval = blk.stats.map(Duration::from_secs);
-    while !shutdown.wait(interval) {
-        println!("after {} s", start.elapsed().as_secs());
+    let mut printed = 0;
+    while !shutdown.wait(Some(LOOK)) {
+        for disk in &disks {
+            // One that cannot be asked any more fails its requests, too, and says so there.
+            let _ = disk.refresh();
+        }
+        let now = start.elapsed().as_secs();
+        if let Some(interval) = blk.stats
+            && now / interval > printed
+        {
+            printed = now / interval;
+            println!("after {now} s");
+            print(&faces, &workers);
+        }
     }
 
     tracing::info!("stopping");
@@ -203,7 +214,24 @@ pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
         session.stop_signal().raise();
     }
     sessions.into_iter().for_each(Session::stop);
+    if blk.stats.is_some() {
+        println!("at the end");
+        print(&faces, &workers);
+    }
     Ok(())
+}
+
+/// How often disks are asked whether they have another size.
+const LOOK: Duration = Duration::from_secs(1);
+
+fn print(faces: &[Arc<Face>], workers: &BlkWorkers) {
+    for face in faces {
+        println!("{}", face.snapshot());
+    }
+    for (number, worker) in workers.stats().iter().enumerate() {
+        println!("worker {number} {worker}");
+    }
+    println!();
 }
 
 /// The disk of each port. Every disk must have one.
