@@ -68,7 +68,7 @@ impl Locked<'_> {
             if rest.is_empty() {
                 break;
             }
-            match wire.send_some(rest) {
+            match wire.send_some(rest, None) {
                 Ok(0) => return false,
                 Ok(sent) => tx.sent += sent,
                 Err(error) => {
