@@ -80,6 +80,7 @@ const PMD: &[(&str, &[&str])] = &[
     ("vring", &[]),
     ("mempool", &[]),
     ("wake", &[]),
+    ("bdev", &["stats", "wake"]),
     ("port", &["mempool", "stats", "vring", "wake"]),
     ("net", &["mempool", "port", "stats", "vring", "wake"]),
     (

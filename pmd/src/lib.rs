@@ -11,6 +11,7 @@
 //! | [`stats`] | counters; every drop has a name |
 //! | [`wake`] | where a worker sleeps, and what wakes it |
 //! | [`port`] | where frames come from and go to, a burst at a time |
+//! | [`bdev`] | what is behind a disk: bytes that are read and written asynchronously |
 //! | [`net`] | the virtio network device's face, and the switch |
 //! | [`worker`] | one pinned polling thread |
 //! | [`backend`] | where control meets data |
@@ -18,6 +19,7 @@
 //! A frame between two guests is copied once, from the buffer of one to the buffer of the other.
 
 pub mod backend;
+pub mod bdev;
 pub mod mempool;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod mock;

@@ -14,11 +14,13 @@ mod fault;
 mod file;
 mod mapping;
 mod reservation;
+mod scatter;
 mod table;
 
 pub use file::sealed_file;
 pub use mapping::{Area, Mapping, file_page_size, hugepage_size, page_size};
 pub use reservation::{Piece, Reservation};
+pub use scatter::Scatter;
 pub use table::{MemTable, Region};
 pub use vm_memory::VolatileSlice;
 

@@ -5,9 +5,10 @@
 //! leads to the next is the format's. Every descriptor is read once; a chain is good as a whole or
 //! leaves no trace.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use vvu::memory::{MemTable, VolatileSlice};
+use vvu::memory::{MemTable, Scatter, VolatileSlice};
 
 use super::RingError;
 use super::access::DESC;
@@ -112,6 +113,17 @@ impl Chain {
     }
 }
 
+/// Which bytes of a chain are kept beyond its burst.
+#[derive(Debug, Clone, Default)]
+pub struct Keep {
+    /// Of the device-readable ones: data.
+    pub read: Range<u32>,
+    /// Of the device-writable ones: data.
+    pub write: Range<u32>,
+    /// Of the device-writable ones: tail.
+    pub tail: Range<u32>,
+}
+
 /// The chains of a burst and their pieces. Never grows: allocated once.
 #[derive(Debug)]
 pub struct Taken {
@@ -211,6 +223,19 @@ impl Taken {
         }
         self.pieces
             .one(chain.first as usize + usize::from(chain.readable))
+    }
+
+    /// Puts bytes of `chain` into `into`, which forgets what it had, and keeps them mapped.
+    #[inline]
+    pub fn keep(&self, chain: &Chain, what: Keep, into: &mut Scatter) {
+        let first = chain.first as usize;
+        let middle = first + usize::from(chain.readable);
+        let end = middle + usize::from(chain.writable);
+        let pieces = &self.pieces;
+        pieces.begin_keep(into);
+        pieces.keep(first..middle, what.read, false, into);
+        pieces.keep(middle..end, what.write, false, into);
+        pieces.keep(middle..end, what.tail, true, into);
     }
 
     /// How many more chains may be begun.

@@ -11,6 +11,9 @@
 //! once, for `RingOf` a format, and compiled for each; which one it is, is asked once a burst
 //! (`Ring::of_format`).
 //!
+//! Chains are given back within their burst, or kept and given back later, in any order
+//! ([`Ring::keep_all`]), as devices need that answer when a disk does.
+//!
 //! This room knows no device: neither what a chain contains nor which way it goes. It does not
 //! know who polls it.
 //!
@@ -42,7 +45,7 @@ use vvu::memory::MemTable;
 use vvu::notify::{Call, Kick};
 use vvu::virtio::{RingAreas, Vring};
 
-pub use chain::{Chain, MAX_CHAIN, Taken};
+pub use chain::{Chain, Keep, MAX_CHAIN, Taken};
 pub use error::{RingError, SetupError};
 pub(crate) use format::Format;
 use packed::Packed;
@@ -71,8 +74,9 @@ pub mod feature {
     /// VIRTIO_F_IN_ORDER: buffers are given back in the order in which they came.
     pub const IN_ORDER: u64 = 1 << 35;
     /// All of them.
-    pub const OFFERED: u64 =
-        ANY_LAYOUT | INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED | IN_ORDER;
+    pub const OFFERED: u64 = OUT_OF_ORDER | IN_ORDER;
+    /// All for devices that give chains back in the order in which they are done.
+    pub const OUT_OF_ORDER: u64 = ANY_LAYOUT | INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED;
 }
 
 /// Places of a ring, by format.
@@ -217,6 +221,19 @@ impl Ring {
     /// [`Ring::publish`].
     pub fn give_back_read(&mut self) {
         with!(&mut self.0, ring => ring.give_back_read());
+    }
+
+    /// Ends a burst whose chains are kept: a copy of each, and what [`Taken::keep`] has of its
+    /// bytes. Each is given back once, in any order, by [`Ring::give_back_kept`]. At most as many
+    /// as the ring has entries may be kept at a time: who keeps them sees to it.
+    pub fn keep_all(&mut self) {
+        with!(&mut self.0, ring => ring.keep_all());
+    }
+
+    /// Gives back a chain that was kept, `len` bytes of it written. The driver sees it at the next
+    /// [`Ring::publish`].
+    pub fn give_back_kept(&mut self, chain: &Chain, len: u32) {
+        with!(&mut self.0, ring => ring.give_back_kept(chain, len));
     }
 
     /// Ends a burst: chains not given back count as never taken, the others are published at

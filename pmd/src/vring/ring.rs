@@ -88,6 +88,20 @@ impl<F: Format> RingOf<F> {
         self.taken.clear();
     }
 
+    /// The chains taken are kept: whoever copied them gives each back when it is done, in any
+    /// order, by [`RingOf::give_back_kept`]. Ends the burst.
+    #[inline]
+    pub(crate) fn keep_all(&mut self) {
+        self.taken.clear();
+    }
+
+    /// Gives back a chain that was kept, `len` bytes of it written. The driver sees it when it is
+    /// published.
+    #[inline]
+    pub(crate) fn give_back_kept(&mut self, chain: &Chain, len: u32) {
+        self.format.give_back(chain, len);
+    }
+
     /// Whether something of this burst was given back.
     #[inline]
     pub(crate) fn has_used(&self) -> bool {
