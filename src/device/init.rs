@@ -295,8 +295,8 @@ fn wanted(registers: &Registers) -> Result<u64, DeviceError> {
         });
     }
     let mut wanted = feature::VERSION_1 | feature::ACCESS_PLATFORM | feature::LAYOUT;
-    // Means nothing without a window, nor where messages do not say where things are.
-    if registers.inflight.is_some() && offered & feature::LAYOUT != 0 {
+    // Means nothing where messages do not say where things are.
+    if offered & feature::LAYOUT != 0 {
         wanted |= feature::INFLIGHT;
     }
     Ok(offered & wanted)

@@ -60,8 +60,7 @@ impl Registers {
             doorbells: window(found.doorbells.location)?,
             doorbell_multiplier: found.doorbells.multiplier,
             memory: shared(found.memory)?,
-            // What does not fit is not there: nobody depends on it.
-            inflight: found.inflight.and_then(|at| shared(at).ok()),
+            inflight: found.inflight.map(shared).transpose()?,
         })
     }
 
@@ -148,18 +147,18 @@ impl Device {
         self.identity.features & feature::INFLIGHT != 0
     }
 
-    /// Maps the in-flight buffer: `size` bytes from `offset` of its window on.
+    /// Maps the in-flight buffer: `size` bytes from `offset` on of its window, or of the one for
+    /// memory if it has none of its own.
     pub fn map_inflight(&self, offset: u64, size: u64) -> Result<Area, DeviceError> {
-        let window = self.registers.inflight.filter(|_| self.has_inflight());
-        let len = window.map_or(0, |window| window.len);
+        let window = self.registers.inflight.unwrap_or(self.registers.memory);
         let extent = Extent {
             size,
             mmap_offset: offset,
         };
-        place(Rule::Told, &[extent], len)?;
-        let (bar, start) = window.map_or((0, 0), |window| (window.bar, window.offset));
-        // offset + size <= len, and start + len lies inside the BAR.
-        Ok(self.function.map_bar(bar, start + offset, size)?)
+        place(Rule::Told, &[extent], window.len)?;
+        // offset + size <= len, and window.offset + len lies inside the BAR.
+        let place = window.offset + offset;
+        Ok(self.function.map_bar(window.bar, place, size)?)
     }
 
     /// Lets the kicks of rings below `limit` raise their vectors; rings whose vector the device
