@@ -12,7 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use thiserror::Error;
 
-use crate::memory::{MemoryError, Region};
+use crate::memory::{Area, MemoryError, Region};
 use crate::notify::{Call, Kick};
 use crate::protocol::Message;
 use crate::socket::SendError;
@@ -138,6 +138,19 @@ pub trait Transport: Send {
         attached: Vec<OwnedFd>,
         whole: bool,
     ) -> Result<Vec<Region>, TransportError>;
+
+    /// Makes the buffer of SET_INFLIGHT_FD accessible: `size` bytes from `mmap_offset` of its file
+    /// (AF_UNIX) or of the device's in-flight window (VVU).
+    fn map_inflight(
+        &mut self,
+        mmap_offset: u64,
+        size: u64,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Area, TransportError>;
+
+    /// As [`Transport::send`], for the answer to GET_INFLIGHT_FD: with it goes a new buffer of
+    /// `size` zeroed bytes, which the front-end keeps.
+    fn send_inflight(&mut self, message: &Message, size: u64) -> Result<(), TransportError>;
 
     /// The kick of ring `index`.
     fn kick(

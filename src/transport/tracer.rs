@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use super::{Event, RegionRequest, Transport, TransportError};
-use crate::memory::Region;
+use crate::memory::{Area, Region};
 use crate::notify::{Call, Kick};
 use crate::protocol::{Message, describe};
 
@@ -105,6 +105,22 @@ impl<W: Write + Send> Transport for Tracer<W> {
             let text = format!("mapped {bytes:#x} bytes in {micros} us");
             self.line("--", text);
         }
+        self.failure(result)
+    }
+
+    fn map_inflight(
+        &mut self,
+        mmap_offset: u64,
+        size: u64,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Area, TransportError> {
+        let result = self.inner.map_inflight(mmap_offset, size, attached);
+        self.failure(result)
+    }
+
+    fn send_inflight(&mut self, message: &Message, size: u64) -> Result<(), TransportError> {
+        self.line("<-", format!("{} fds=1", describe(message)));
+        let result = self.inner.send_inflight(message, size);
         self.failure(result)
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::memory::{Mapping, Region};
+use crate::memory::{Area, Mapping, Region};
 use crate::notify::claim_eventfd;
 use crate::transport::{RegionRequest, TransportError};
 
@@ -31,6 +31,22 @@ pub(super) fn map(
             })
         })
         .collect()
+}
+
+/// Maps the in-flight buffer from its file descriptor.
+pub(super) fn inflight(
+    mmap_offset: u64,
+    size: u64,
+    attached: &[OwnedFd],
+) -> Result<Area, TransportError> {
+    let [fd] = attached else {
+        return Err(TransportError::Attached {
+            what: "SET_INFLIGHT_FD",
+            found: attached.len(),
+            expected: 1,
+        });
+    };
+    Ok(Mapping::of_file(fd.as_fd(), mmap_offset, size)?.into())
 }
 
 /// The one eventfd that came, or none if `nofd`.

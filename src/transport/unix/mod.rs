@@ -19,7 +19,7 @@ use std::path::Path;
 use rustix::event::epoll;
 
 use super::{Event, Gone, RegionRequest, Transport, TransportError};
-use crate::memory::Region;
+use crate::memory::{Area, Region, sealed_file};
 use crate::notify::{Call, Kick};
 use crate::protocol::Message;
 use crate::socket::{Endpoint, Received, Wire};
@@ -121,7 +121,7 @@ impl Transport for UnixTransport {
 
     fn send(&mut self, message: &Message) -> Result<(), TransportError> {
         let wire = self.wire.as_mut().ok_or(TransportError::NotConnected)?;
-        Ok(wire.send(&message.to_bytes())?)
+        Ok(wire.send(&message.to_bytes(), None)?)
     }
 
     fn protocol_features(&self) -> u64 {
@@ -144,6 +144,21 @@ impl Transport for UnixTransport {
             "ADD_MEM_REG"
         };
         attached::map(what, regions, attached)
+    }
+
+    fn map_inflight(
+        &mut self,
+        mmap_offset: u64,
+        size: u64,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Area, TransportError> {
+        attached::inflight(mmap_offset, size, &attached)
+    }
+
+    fn send_inflight(&mut self, message: &Message, size: u64) -> Result<(), TransportError> {
+        let wire = self.wire.as_mut().ok_or(TransportError::NotConnected)?;
+        let file = sealed_file(size)?;
+        Ok(wire.send(&message.to_bytes(), Some(file.as_fd()))?)
     }
 
     fn kick(
