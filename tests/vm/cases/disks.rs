@@ -89,7 +89,7 @@ pub(crate) fn disk_vvu_killed(stage: &mut Stage) -> Result<()> {
 }
 
 fn vvu_killed(disks: &mut Disks) -> Result<()> {
-    let loads = ["vda", "sda"].map(|disk| {
+    let loads = ["vda"].map(|disk| {
         let load = [
             "--rw=randwrite",
             "--size=48M",
@@ -125,14 +125,4 @@ pub(crate) fn vvu_disk_power_cut(stage: &mut Stage) -> Result<()> {
 /// The program in the appliance dies.
 pub(crate) fn vvu_disk_vvu_killed(stage: &mut Stage) -> Result<()> {
     vvu_killed(stage.disks_via()?)
-}
-
-/// Files on a SCSI disk.
-pub(crate) fn scsi_files(stage: &mut Stage) -> Result<()> {
-    files(stage.disks()?, "sda")
-}
-
-/// Files on a SCSI disk, through an appliance.
-pub(crate) fn vvu_scsi_files(stage: &mut Stage) -> Result<()> {
-    files(stage.disks_via()?, "sda")
 }
