@@ -1,5 +1,5 @@
-//! `vvu guest blk` against qemu-storage-daemon, a back-end that others wrote, so that the front-end
-//! is not wrong in the same way as ours.
+//! `vvu guest blk` against `vvu blk`, and against qemu-storage-daemon, a back-end that others
+//! wrote, so that the front-end is not wrong in the same way as ours.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,8 +8,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use common::{Running, Scratch, job, number, output, start, until_listening};
+use common::{
+    PATIENCE, Running, Scratch, job, number, open_files, output, start, until_listening, vvu,
+};
+use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 /// Queues that the back-end is told to have.
@@ -55,6 +59,114 @@ fn daemon(scratch: &Scratch, options: &str) -> Option<(Running, String)> {
     let running = Running::new(&mut command);
     until_listening(&socket);
     Some((running, socket))
+}
+
+/// `vvu blk` with a disk of as many bytes behind a socket.
+fn ours(scratch: &Scratch, kind: &str) -> (Running, String) {
+    let socket = scratch.path("ours.sock");
+    let _ = std::fs::remove_file(&socket);
+    let port = format!("unix:{socket},queues={QUEUES}");
+    let disk = match kind {
+        "mem" => format!("mem:{}", 32 * MIB),
+        _ => format!("file:{},size={}", scratch.path("ours"), 32 * MIB),
+    };
+    let mut command = vvu(&["-q", "blk", "--port", &port, "--disk", &disk]);
+    // Much is said there about those who misbehave.
+    let running = Running::new(command.stderr(Stdio::null()));
+    until_listening(&socket);
+    (running, socket)
+}
+
+#[test]
+fn every_block_is_what_was_written_last_in_every_format_of_ours() {
+    let scratch = Scratch::new("disk-ours");
+    for kind in ["mem", "file"] {
+        let (_server, socket) = ours(&scratch, kind);
+        for options in [
+            &[][..],
+            &["--no-indirect"],
+            &["--no-event-idx", "--regions", "4"],
+            &["--queues", "4", "--depth", "200"],
+            &["--queue-size", "16", "--queues", "2"],
+            &["--max-size", "4M", "--depth", "4"],
+            &["--packed"],
+            &["--packed", "--no-event-idx", "--no-indirect"],
+            &[
+                "--packed",
+                "--queue-size",
+                "100",
+                "--queues",
+                "4",
+                "--depth",
+                "200",
+            ],
+            &["--no-protocol-features"],
+        ] {
+            if options.contains(&"--no-protocol-features") {
+                // Then nobody can ask how large it is.
+                let (code, report) = start(&socket, &[&["blk", "read"], options].concat()).report();
+                assert_eq!(code, 3, "{report}");
+                continue;
+            }
+            let verify = ["blk", "verify", "--count", "1500", "--seed", "6"];
+            let report = job(&socket, &[&verify, options].concat());
+            let account = &report["verify_disk"];
+            assert_eq!(number(&account["corrupt"]), 0, "{kind} {options:?}");
+            for kind in ["reads", "writes", "flushes", "discards", "zeroings"] {
+                assert!(number(&account[kind]) > 0, "{options:?}: {account}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_disk_may_be_killed_and_started_again() {
+    let scratch = Scratch::new("disk-again");
+    let (mut server, socket) = ours(&scratch, "file");
+    let verify = [
+        "blk",
+        "verify",
+        "--seconds",
+        "3",
+        "--depth",
+        "64",
+        "--reconnect",
+        "--progress",
+    ];
+    for options in [&["--queues", "4"][..], &["--packed"], &["--inflight"]] {
+        let mut job = start(&socket, &[&verify, options].concat());
+        assert!(job.line().contains("progress"));
+        drop(server);
+        server = ours(&scratch, "file").0;
+        let (code, report) = job.report();
+        assert_eq!(code, 0, "{options:?}: {report}");
+        assert_eq!(number(&report["connections"]), 2, "{options:?}: {report}");
+        let account = &report["verify_disk"];
+        assert!(number(&account["writes"]) > 0, "{options:?}: {report}");
+    }
+}
+
+#[test]
+fn no_abuse_of_a_disk_keeps_others_from_being_served() {
+    let scratch = Scratch::new("disk-abused");
+    let (server, socket) = ours(&scratch, "mem");
+    job(&socket, &["blk", "flush", "--count", "1"]);
+    let before = open_files(&server);
+    let report = job(&socket, &["blk", "abuse", "--all"]);
+    let abuse = &report["abuse"];
+    let listed = output(&["guest", "blk", "abuse", "--list"]).stdout;
+    let listed = String::from_utf8(listed).unwrap().lines().count() as u64;
+    assert_eq!(number(&abuse["done"]), listed);
+    assert_eq!(abuse["failed"], Value::Array(vec![]));
+    // The last connection may not be closed on the other side yet.
+    let deadline = Instant::now() + PATIENCE;
+    while open_files(&server) > before {
+        assert!(
+            Instant::now() < deadline,
+            "files stay open: {before} before"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
