@@ -13,6 +13,7 @@
 //! | [`port`] | where frames come from and go to, a burst at a time |
 //! | [`bdev`] | what is behind a disk: bytes that are read and written asynchronously |
 //! | [`net`] | the virtio network device's face, and the switch |
+//! | [`scsi`] | a pure SCSI target, and the virtio-scsi device around it |
 //! | [`worker`] | one pinned polling thread |
 //! | [`backend`] | where control meets data |
 //!
@@ -25,6 +26,7 @@ pub mod mempool;
 pub mod mock;
 pub mod net;
 pub mod port;
+pub mod scsi;
 pub mod stats;
 pub mod vring;
 pub mod wake;
