@@ -133,7 +133,7 @@ pub enum RingState {
 }
 
 impl RingState {
-    fn from_u8(value: u8) -> Self {
+    pub(crate) fn from_u8(value: u8) -> Self {
         match value {
             1 => Self::Disabled,
             2 => Self::Running,
@@ -142,7 +142,7 @@ impl RingState {
         }
     }
 
-    fn letter(self) -> char {
+    pub(crate) fn letter(self) -> char {
         match self {
             Self::Stopped => '-',
             Self::Disabled => 'd',

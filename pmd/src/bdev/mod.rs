@@ -26,7 +26,15 @@
 //!   calls [`Channel::arm`]; from then on one of [`Channel::fds`] becomes readable when something
 //!   is done. The next `reap` ends that.
 //!
+//! | file | what |
+//! |---|---|
+//! | `null` | a disk that is not there |
+//! | `mem` | a disk in memory |
+//!
 //! This room knows no virtio, no rings and no workers.
+
+mod mem;
+mod null;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -37,6 +45,9 @@ use thiserror::Error;
 use vvu::memory::Scatter;
 
 use crate::wake::Quiet;
+
+pub use mem::Mem;
+pub use null::Null;
 
 /// A disk. See the [module](self).
 pub trait Disk: fmt::Debug + Send + Sync {
