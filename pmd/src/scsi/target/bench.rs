@@ -1,29 +1,42 @@
 //! A unit on plain memory, for tests: commands go in, answers come out, one after the other.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::bdev::{Abilities, Geometry, IoError, Limits};
 
 use super::{
-    Action, Alone, Answer, Bell, Call, Desk, Identity, Job, Luns, Missing, Next, Nexus, NexusId,
+    Action, Alone, Answer, Attention, Barrier, Bell, Call, Desk, Identity, Job, Luns, Missing, Next, Nexus, NexusId,
     Reservations, Step, Transfer, Unit,
 };
 
-/// Counts how often it was rung.
+/// Hears what a nexus is told, and has no tasks.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU32);
+pub struct Counter {
+    held: Mutex<Vec<Barrier>>,
+    changes: Mutex<Vec<Attention>>,
+}
 
 impl Counter {
-    /// How often.
-    pub fn rings(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+    /// Orders to end all tasks since the last time.
+    pub fn take_orders(&self) -> Vec<Barrier> {
+        std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes since the last time.
+    pub fn take_changes(&self) -> Vec<Attention> {
+        std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Bell for Counter {
-    fn ring(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    fn abort(&self, barrier: &Barrier) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.push(barrier.clone());
+    }
+
+    fn changed(&self, attention: Attention) {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.push(attention);
     }
 }
 
@@ -51,6 +64,8 @@ pub struct Bench {
     pub steps: Vec<String>,
     /// What was saved last.
     pub saved: Option<Reservations>,
+    /// How many initiators' tasks had to end for a command.
+    pub aborted: usize,
 }
 
 /// Steps after which a command counts as one that never ends.
@@ -88,6 +103,7 @@ impl Bench {
             fails: None,
             steps: Vec::new(),
             saved: None,
+            aborted: 0,
         }
     }
 
@@ -137,12 +153,12 @@ impl Bench {
                 let result = self.transfer(transfer, out, &mut data);
                 Some(Answer::of(result, transfer.write))
             }
-            Step::Job(job) => Some(self.job(job, luns, out, &mut data)),
+            Step::Job(job) => Some(self.job(job, out, &mut data)),
         };
         Ended { answer, data }
     }
 
-    fn job(&mut self, mut job: Job, luns: &Luns, out: &[u8], data: &mut Vec<u8>) -> Answer {
+    fn job(&mut self, mut job: Job, out: &[u8], data: &mut Vec<u8>) -> Answer {
         let mut buffer = Vec::new();
         let mut last = Ok(());
         let mut alone = Vec::new();
@@ -186,10 +202,8 @@ impl Bench {
                 Action::Save(all) => self.fail().map(|()| self.saved = Some(all)),
                 Action::Await(barrier) => {
                     // There are no tasks but this one.
-                    for (_, nexus) in luns.iter() {
-                        nexus.take_orders();
-                    }
-                    drop(barrier);
+                    self.aborted += self.bell.take_orders().len();
+                    assert!(barrier.is_clear());
                     Ok(())
                 }
             };

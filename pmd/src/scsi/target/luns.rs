@@ -18,7 +18,7 @@ pub const MAX_LUN: u16 = 0x3fff;
 const NONE: u16 = u16::MAX;
 
 /// The units of one target, each with the nexus of one initiator.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Luns {
     /// In order of their LUNs.
     list: Vec<(u16, Arc<Nexus>)>,
@@ -30,8 +30,14 @@ impl Luns {
     /// The unit at `lun`.
     #[inline]
     pub fn get(&self, lun: u16) -> Option<&Arc<Nexus>> {
-        let place = *self.places.get(usize::from(lun))?;
-        self.list.get(usize::from(place)).map(|(_, nexus)| nexus)
+        self.find(lun).map(|(_, nexus)| nexus)
+    }
+
+    /// The unit at `lun`, and which it is of all, in order.
+    #[inline]
+    pub fn find(&self, lun: u16) -> Option<(usize, &Arc<Nexus>)> {
+        let place = usize::from(*self.places.get(usize::from(lun))?);
+        self.list.get(place).map(|(_, nexus)| (place, nexus))
     }
 
     /// All of them, with their LUNs.

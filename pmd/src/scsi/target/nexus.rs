@@ -2,7 +2,7 @@
 //! what it may not do at the moment.
 
 use std::sync::atomic::{AtomicU32, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::attention::Attention;
 use super::unit::Unit;
@@ -32,10 +32,13 @@ pub struct NexusId {
     pub target: u8,
 }
 
-/// What tells a device that orders are there for one of its nexuses.
+/// A nexus as whoever serves it sees it: where it hears what concerns its tasks and its initiator.
 pub trait Bell: Send + Sync {
-    /// There are.
-    fn ring(&self);
+    /// All tasks begun so far must end; each holds `barrier` until then.
+    fn abort(&self, barrier: &Barrier);
+
+    /// Something about the unit is different now, in words of a unit attention.
+    fn changed(&self, attention: Attention);
 }
 
 /// Held by every task that must have ended, and by who waits for that.
@@ -59,8 +62,6 @@ pub struct Nexus {
     /// Relative target port identifier.
     port: u16,
     flags: AtomicU32,
-    /// Tasks begun so far must end, and these wait for it.
-    orders: Mutex<Vec<Barrier>>,
     bell: Arc<dyn Bell>,
 }
 
@@ -77,7 +78,6 @@ impl Nexus {
             id,
             port,
             flags: AtomicU32::new(flags),
-            orders: Mutex::default(),
             bell,
         }
     }
@@ -131,20 +131,9 @@ impl Nexus {
         self.flags.fetch_or(which & on, Ordering::AcqRel);
     }
 
-    /// All tasks that were begun on it must end before `barrier` is clear.
-    pub(super) fn order_abort(&self, barrier: &Barrier) {
-        self.orders().push(barrier.clone());
-        self.bell.ring();
-    }
-
-    /// What was ordered since the last time: every task begun before takes each of them, and keeps
-    /// it to its end.
-    pub fn take_orders(&self) -> Vec<Barrier> {
-        std::mem::take(&mut *self.orders())
-    }
-
-    fn orders(&self) -> MutexGuard<'_, Vec<Barrier>> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Who serves it.
+    pub(super) fn bell(&self) -> &dyn Bell {
+        &*self.bell
     }
 }
 

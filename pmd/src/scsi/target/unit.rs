@@ -87,7 +87,7 @@ impl State {
     pub(super) fn abort(&self, who: impl Fn(NexusId) -> bool) -> Barrier {
         let barrier = Barrier::default();
         for nexus in self.living().filter(|nexus| who(nexus.id())) {
-            nexus.order_abort(&barrier);
+            nexus.bell().abort(&barrier);
         }
         barrier
     }
@@ -225,6 +225,9 @@ impl Unit {
         if changed {
             let state = self.state();
             state.attend(Attention::CapacityChanged, None, |_| true);
+            for nexus in state.living() {
+                nexus.bell().changed(Attention::CapacityChanged);
+            }
         }
         changed
     }

@@ -46,6 +46,13 @@ impl Flush {
 }
 
 impl Work for Flush {
+    fn transfer(&self) -> Option<Transfer> {
+        match self.then {
+            AfterFlush::Read(transfer) => Some(transfer),
+            _ => None,
+        }
+    }
+
     fn next(&mut self, last: Result<(), IoError>, _: &mut Desk<'_>) -> Next {
         match (&self.stage, last) {
             (Stage::Begin, _) => {

@@ -99,6 +99,11 @@ pub struct Desk<'a> {
 pub(super) trait Work: std::fmt::Debug + Send {
     /// What comes next, after the last step ended like this; `Ok` before the first.
     fn next(&mut self, last: Result<(), IoError>, desk: &mut Desk<'_>) -> Next;
+
+    /// The transfer of the command's own data among its steps, if there is one.
+    fn transfer(&self) -> Option<Transfer> {
+        None
+    }
 }
 
 /// A command that takes several steps. Dropping it gives it up.
@@ -108,6 +113,11 @@ pub struct Job(Box<dyn Work>);
 impl Job {
     pub(super) fn new(work: impl Work + 'static) -> Self {
         Self(Box::new(work))
+    }
+
+    /// The one [`Action::Move`] that it will ask for, if it will.
+    pub fn transfer(&self) -> Option<Transfer> {
+        self.0.transfer()
     }
 
     /// What comes next, after the last step ended like this; `Ok` before the first. Bounded work.

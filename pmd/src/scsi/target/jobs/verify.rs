@@ -96,6 +96,10 @@ impl Verify {
 }
 
 impl Work for Verify {
+    fn transfer(&self) -> Option<Transfer> {
+        self.write
+    }
+
     fn next(&mut self, last: Result<(), IoError>, desk: &mut Desk<'_>) -> Next {
         match (self.stage, last) {
             (Stage::Begin, _) => match self.write {
