@@ -80,7 +80,7 @@ const PMD: &[(&str, &[&str])] = &[
     ("vring", &[]),
     ("mempool", &[]),
     ("wake", &[]),
-    ("bdev", &["stats", "wake"]),
+    ("bdev", &["mempool", "stats", "wake"]),
     ("blk", &["bdev", "stats", "vring", "wake"]),
     ("port", &["mempool", "stats", "vring", "wake"]),
     ("net", &["mempool", "port", "stats", "vring", "wake"]),

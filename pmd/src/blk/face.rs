@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::config::{BlkConfig, ID, SPACE, WRITEBACK};
-use super::stats::{QueueStats, Stats};
-use crate::bdev::Disk;
+use super::stats::{QueueStats, Snapshot, Stats};
+use crate::bdev::{Disk, ReadOnly};
 
 /// A disk as its driver sees it. See the [module](super).
 #[derive(Debug)]
@@ -24,6 +24,10 @@ impl Face {
     pub fn new(name: &str, disk: Arc<dyn Disk>, config: BlkConfig) -> Arc<Self> {
         let queues = config.queues.clamp(1, BlkConfig::MAX_QUEUES);
         let config = BlkConfig { queues, ..config };
+        let disk = match config.read_only {
+            true => ReadOnly::new(disk),
+            false => disk,
+        };
         Arc::new(Self {
             name: name.into(),
             write_back: AtomicBool::new(disk.abilities().write_back),
@@ -59,9 +63,10 @@ impl Face {
         &self.id
     }
 
-    /// The counters of all queues.
-    pub fn stats(&self) -> &Stats {
-        &self.stats
+    /// All counters now. Disturbs no worker.
+    pub fn snapshot(&self) -> Snapshot {
+        let size = self.disk.size().get();
+        Snapshot::of(&self.name, self.disk.name(), size, &self.stats)
     }
 
     pub(super) fn queue_stats(&self, index: u16) -> Option<&QueueStats> {
@@ -88,7 +93,7 @@ impl Face {
     /// The driver writes `data` at `offset`. False if there is nothing that it may write so.
     pub fn write(&self, offset: u32, data: &[u8]) -> bool {
         let writeback = offset as usize == WRITEBACK;
-        match (data, self.config.is_read_only(&self.disk.abilities())) {
+        match (data, self.disk.abilities().read_only) {
             (&[value @ (0 | 1)], false) if writeback => {
                 // A disk that is write-through stays so; the driver reads back that it does.
                 let write_back = value == 1 && self.disk.abilities().write_back;
