@@ -35,6 +35,7 @@ pub mod wake;
 pub mod worker;
 
 pub use backend::{
-    BackendError, BlkDevice, BlkWorkers, Config, GenConfig, NetDevice, PortId, PortKind, Workers,
+    BackendError, BlkDevice, BlkWorkers, Config, GenConfig, NetDevice, PortId, PortKind,
+    ScsiDevice, ScsiWorkers, Workers,
 };
 pub use net::NetConfig;

@@ -121,7 +121,10 @@ impl Work {
         // The version first: a change in between is seen the next time.
         self.version = self.face.version();
         self.domain = self.face.domain();
-        self.ways.prune(&self.domain);
+        if self.ways.prune(&self.domain) {
+            // Looks again.
+            self.version = self.version.wrapping_sub(1);
+        }
     }
 
     /// Takes up to a burst of chains and begins what they ask for. Returns how many there were.
@@ -366,8 +369,8 @@ impl Work {
 
     #[inline]
     fn join(&mut self, seat: &Arc<Seat>) -> bool {
-        if self.ways.get(seat.number).is_some() {
-            return self.ways.join(seat, None);
+        if self.ways.rejoin(seat) {
+            return true;
         }
         let mailbox = self.face.board().mailbox(self.index);
         self.ways.join(seat, mailbox.as_ref())

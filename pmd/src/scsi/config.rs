@@ -139,7 +139,8 @@ mod tests {
     fn the_space_has_every_field_where_it_belongs() {
         let sizes = Sizes::default();
         let space = sizes.space(&ScsiConfig { queues: 5 });
-        let at = |n: usize| u32::from_le_bytes([space[n], space[n + 1], space[n + 2], space[n + 3]]);
+        let at =
+            |n: usize| u32::from_le_bytes([space[n], space[n + 1], space[n + 2], space[n + 3]]);
         assert_eq!((at(0), at(16), at(20), at(24)), (5, 16, 96, 32));
         assert_eq!((space[28], space[29], space[30], space[31]), (0, 0, 255, 0));
         assert_eq!(at(32), 16383);
@@ -157,7 +158,17 @@ mod tests {
             }
             assert!(!sizes.write(offset, &[1, 0]) && !sizes.write(offset, &[0; 8]));
         }
-        let good = [(20, 0), (20, 1), (20, 32), (20, 252), (24, 1), (24, 32), (24, 252), (24, 253), (24, 260)];
+        let good = [
+            (20, 0),
+            (20, 1),
+            (20, 32),
+            (20, 252),
+            (24, 1),
+            (24, 32),
+            (24, 252),
+            (24, 253),
+            (24, 260),
+        ];
         assert_eq!(writes, good);
         sizes.reset();
         assert_eq!((sizes.sense(), sizes.cdb()), (96, 32));

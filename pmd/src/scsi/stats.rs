@@ -56,9 +56,9 @@ impl QueueStats {
         let key = answer.sense.map(|sense| sense.key);
         let counter = match key {
             None if *answer == Answer::GOOD || !answer.data.is_empty() => self.done.get(OTHER),
-            Some(
-                Key::MediumError | Key::HardwareError | Key::NotReady | Key::DataProtect,
-            ) => Some(&self.errors),
+            Some(Key::MediumError | Key::HardwareError | Key::NotReady | Key::DataProtect) => {
+                Some(&self.errors)
+            }
             _ => Some(&self.refused),
         };
         if let Some(counter) = counter {

@@ -195,7 +195,10 @@ impl Work {
             }
             let long = matches!(
                 action,
-                Action::Read { .. } | Action::Write { .. } | Action::Zero { .. } | Action::Discard { .. }
+                Action::Read { .. }
+                    | Action::Write { .. }
+                    | Action::Zero { .. }
+                    | Action::Discard { .. }
             );
             if draining && long {
                 // The driver may try again from the beginning.

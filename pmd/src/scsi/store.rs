@@ -68,12 +68,12 @@ impl Store {
         };
         let boot = boot();
         let first = match read(path) {
-            Ok(text) => Reservations::from_text(&text, &boot).map_err(|source| {
-                StoreError::Text {
+            Ok(text) => {
+                Reservations::from_text(&text, &boot).map_err(|source| StoreError::Text {
                     path: path.into(),
                     source,
-                }
-            })?,
+                })?
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Reservations::default(),
             Err(error) => return Err(failed(error)),
         };
@@ -146,7 +146,9 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&new, path)?;
     // The new name must be on the medium, too.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -169,14 +171,19 @@ mod tests {
         assert_eq!(store.first(), Reservations::default());
         let text = std::fs::read_to_string(&path).unwrap();
         let (told, hears) = mpsc::channel();
-        store.save(&Reservations::default(), move |result| told.send(result).unwrap());
+        store.save(&Reservations::default(), move |result| {
+            told.send(result).unwrap()
+        });
         hears.recv().unwrap().unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 
         std::fs::write(&path, "something else").unwrap();
         let error = Store::open(&path).unwrap_err().to_string();
-        assert!(error.contains("state") && error.contains("something else"), "{error}");
+        assert!(
+            error.contains("state") && error.contains("something else"),
+            "{error}"
+        );
         assert!(Store::open(&folder.join("no/such")).is_err());
         std::fs::remove_dir_all(&folder).unwrap();
     }

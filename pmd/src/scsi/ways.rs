@@ -69,14 +69,9 @@ impl Ways {
         self.list.get_mut(number as usize)?.as_deref_mut()
     }
 
-    /// One more task needs the way to the unit in `seat`. False if another one is still in its
-    /// place: try again later.
+    /// One more task needs the way to the unit in `seat`, if there is one.
     #[inline]
-    pub(super) fn join(&mut self, seat: &Arc<Seat>, mailbox: Option<&Arc<dyn Mailbox>>) -> bool {
-        let there = self.get(seat.number).is_some();
-        if !there {
-            self.open(seat, mailbox);
-        }
+    pub(super) fn rejoin(&mut self, seat: &Arc<Seat>) -> bool {
         match self.get(seat.number) {
             Some(way) if Arc::ptr_eq(&way.seat, seat) => {
                 way.tasks += 1;
@@ -84,6 +79,21 @@ impl Ways {
             }
             _ => false,
         }
+    }
+
+    /// One more task needs the way to the unit in `seat`, which is opened if need be. False if another one is still in its
+    /// place: try again later.
+    #[cold]
+    pub(super) fn join(&mut self, seat: &Arc<Seat>, mailbox: Option<&Arc<dyn Mailbox>>) -> bool {
+        let place = self.list.get(seat.number as usize);
+        let is_there = match place.and_then(Option::as_ref) {
+            Some(way) => Arc::ptr_eq(&way.seat, seat) || way.tasks > 0,
+            None => false,
+        };
+        if !is_there {
+            self.open(seat, mailbox);
+        }
+        self.rejoin(seat)
     }
 
     /// A task needs the way no more.
@@ -127,7 +137,7 @@ impl Ways {
             way.channel = State::Failed;
         }
         if let Some(place) = self.list.get_mut(number) {
-            *place = Some(way);
+            close(place.replace(way));
         }
     }
 
@@ -243,17 +253,27 @@ impl Ways {
         quiet
     }
 
-    /// Forgets the ways to units that are not there any more and that no task needs.
+    /// Forgets the ways to units that are not there any more and that no task needs. True if there
+    /// are some that tasks still need.
     #[cold]
-    pub(super) fn prune(&mut self, domain: &Domain) {
+    pub(super) fn prune(&mut self, domain: &Domain) -> bool {
+        let mut needed = false;
         for place in &mut self.list {
-            let gone = |way: &Way| way.tasks == 0 && !domain.has(&way.seat);
-            if place.as_deref().is_some_and(gone) {
-                // To close a channel may take long.
-                let way = place.take();
-                let thread = std::thread::Builder::new().name("channel".to_owned());
-                let _ = thread.spawn(move || drop(way));
+            match place {
+                Some(way) if domain.has(&way.seat) => {}
+                Some(way) if way.tasks > 0 => needed = true,
+                _ => close(place.take()),
             }
         }
+        needed
+    }
+}
+
+/// Closes the channel of a way that no task needs. That may take long.
+fn close(way: Option<Box<Way>>) {
+    if let Some(way) = way {
+        let thread = std::thread::Builder::new().name("channel".to_owned());
+        // Without a thread it is closed here.
+        let _ = thread.spawn(move || drop(way));
     }
 }

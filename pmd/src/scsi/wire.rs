@@ -169,7 +169,13 @@ mod tests {
         assert_eq!(parse(1, 7, 0, 9), at(7, 9));
         assert_eq!(parse(1, 255, 0x40, 9), at(255, 9));
         assert_eq!(parse(1, 0, 0x7f, 0xff), at(0, 16383));
-        for bad in [[0, 0, 0, 0], [1, 0, 1, 0], [1, 0, 0x80, 0], [1, 0, 0xc1, 1], [0xc1, 1, 0, 0]] {
+        for bad in [
+            [0, 0, 0, 0],
+            [1, 0, 1, 0],
+            [1, 0, 0x80, 0],
+            [1, 0, 0xc1, 1],
+            [0xc1, 1, 0, 0],
+        ] {
             assert_eq!(parse(bad[0], bad[1], bad[2], bad[3]), None, "{bad:?}");
         }
         assert_eq!(Address::parse([1, 0, 0, 0, 0, 1, 0, 0]), None);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::bdev::{Abilities, Geometry, IoError, Limits};
 
 use super::{
-    Action, Alone, Answer, Attention, Barrier, Bell, Call, Desk, Identity, Job, Luns, Missing, Next, Nexus, NexusId,
-    Reservations, Step, Transfer, Unit,
+    Action, Alone, Answer, Attention, Barrier, Bell, Call, Desk, Identity, Job, Luns, Missing,
+    Next, Nexus, NexusId, Reservations, Step, Transfer, Unit,
 };
 
 /// Hears what a nexus is told, and has no tasks.

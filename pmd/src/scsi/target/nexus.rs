@@ -1,8 +1,8 @@
 //! One initiator's way to one unit through one target (an I_T_L nexus): what it must be told, and
 //! what it may not do at the moment.
 
-use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::attention::Attention;
 use super::unit::Unit;
