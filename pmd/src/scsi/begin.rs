@@ -94,9 +94,7 @@ impl Work {
     #[inline]
     pub(super) fn round<F: Format>(&mut self, ring: &mut RingOf<F>, take: bool) -> usize {
         let mut count = 0;
-        if self.version != self.face.version() {
-            self.refresh();
-        }
+        self.keep_up();
         if !self.held.is_empty() {
             count += self.try_held();
         }
@@ -113,6 +111,14 @@ impl Work {
             count += 1;
         }
         count
+    }
+
+    /// Looks whether the domain has changed.
+    #[inline]
+    fn keep_up(&mut self) {
+        if self.version != self.face.version() {
+            self.refresh();
+        }
     }
 
     /// The domain has changed.
@@ -133,6 +139,8 @@ impl Work {
         let most = self.tasks.room().min(BURST);
         let count = if most == 0 { 0 } else { ring.take_burst(most) };
         if count > 0 {
+            // Whatever the driver knew when it made the chains available is known here, too.
+            self.keep_up();
             self.begin_all(ring, count);
         }
         if !self.orders.is_empty() && count < most {

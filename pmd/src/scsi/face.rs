@@ -9,7 +9,7 @@ use crossbeam_utils::CachePadded;
 use super::config::{SPACE, ScsiConfig, Sizes};
 use super::domain::{Address, Domain, Lun, Seat};
 use super::events::Event;
-use super::stats::QueueStats;
+use super::stats::{QueueStats, Snapshot};
 use super::target::{Attention, Barrier, Bell, NexusId, name_hash};
 use super::wire::Code;
 use crate::bdev::Channel;
@@ -294,8 +294,12 @@ impl Face {
     }
 
     /// The counters of the request queues.
-    pub fn stats(&self) -> &[CachePadded<QueueStats>] {
-        &self.stats
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            name: self.name.to_string(),
+            units: self.domain().seats().count(),
+            queues: self.stats.iter().map(|queue| queue.snapshot()).collect(),
+        }
     }
 
     /// The counters of queue `index`, if it is a request queue.

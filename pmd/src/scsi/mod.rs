@@ -41,5 +41,5 @@ pub use config::{ScsiConfig, feature};
 pub use domain::{Address, Disks, Lun};
 pub use face::{Face, Letter, Mailbox};
 pub use queue::{PrepareError, Prepared, Queue};
-pub use stats::{KINDS, QueueStats};
+pub use stats::{KINDS, QueueSnapshot, Snapshot};
 pub use store::{Store, StoreError};

@@ -1,5 +1,6 @@
 //! What the request queues of a SCSI device have done.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::target::{Answer, Key};
@@ -15,7 +16,7 @@ pub(super) const OTHER: usize = 2;
 
 /// Counters of one queue, written by the worker that serves it.
 #[derive(Debug, Default)]
-pub struct QueueStats {
+pub(super) struct QueueStats {
     /// Commands that ended with GOOD, by kind.
     pub(super) done: [Counter; KINDS.len()],
     /// Bytes read...
@@ -71,22 +72,99 @@ impl QueueStats {
     }
 
     /// What the ring does.
-    pub fn state(&self) -> RingState {
+    fn state(&self) -> RingState {
         RingState::from_u8(self.state.load(Ordering::Relaxed))
     }
 
+    /// The counters now.
+    pub(super) fn snapshot(&self) -> QueueSnapshot {
+        let mut reasons = vec![
+            ("errors", self.errors.get()),
+            ("refused", self.refused.get()),
+            ("aborted", self.aborted.get()),
+            ("misdirected", self.misdirected.get()),
+            ("malformed", self.malformed.get()),
+        ];
+        let faults = self.faults.iter().map(Counter::get);
+        reasons.extend(RingError::REASONS.into_iter().zip(faults));
+        QueueSnapshot {
+            state: self.state(),
+            done: self.done.each_ref().map(Counter::get),
+            read: self.read.get(),
+            written: self.written.get(),
+            wrong: reasons,
+        }
+    }
+}
+
+/// Counters of one queue at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueSnapshot {
+    /// What its ring does.
+    pub state: RingState,
     /// Commands that ended with GOOD, of each of [`KINDS`].
-    pub fn done(&self) -> [u64; KINDS.len()] {
-        self.done.each_ref().map(Counter::get)
-    }
+    pub done: [u64; KINDS.len()],
+    /// Bytes read by commands that only do that.
+    pub read: u64,
+    /// Bytes written likewise.
+    pub written: u64,
+    /// What went otherwise, by name, and how often; all reasons.
+    pub wrong: Vec<(&'static str, u64)>,
+}
 
-    /// Commands that were ended by task management.
-    pub fn aborted(&self) -> u64 {
-        self.aborted.get()
+impl QueueSnapshot {
+    /// How often something went otherwise for the reason of this name.
+    pub fn wrong(&self, reason: &str) -> u64 {
+        let named = self.wrong.iter().find(|(name, _)| *name == reason);
+        named.map_or(0, |(_, count)| *count)
     }
+}
 
-    /// Chains that could not be answered.
-    pub fn malformed(&self) -> u64 {
-        self.malformed.get()
+/// Counters of a device at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The device's name.
+    pub name: String,
+    /// Number of units.
+    pub units: usize,
+    /// Its request queues.
+    pub queues: Vec<QueueSnapshot>,
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rings: String = self
+            .queues
+            .iter()
+            .map(|queue| queue.state.letter())
+            .collect();
+        writeln!(f, "{}: {} units, rings {rings}", self.name, self.units)?;
+        let [read, write, other] = KINDS;
+        writeln!(
+            f,
+            "  {:<8} {read:>14} {:>16} {write:>14} {:>16} {other:>10}",
+            "queue", "bytes", "bytes"
+        )?;
+        for (number, queue) in self.queues.iter().enumerate() {
+            let [reads, writes, others] = queue.done;
+            if queue.done == [0; KINDS.len()] {
+                continue;
+            }
+            writeln!(
+                f,
+                "  {number:<8} {reads:>14} {:>16} {writes:>14} {:>16} {others:>10}",
+                queue.read, queue.written
+            )?;
+        }
+        let Some(first) = self.queues.first() else {
+            return Ok(());
+        };
+        for (reason, _) in &first.wrong {
+            let count: u64 = self.queues.iter().map(|queue| queue.wrong(reason)).sum();
+            if count > 0 {
+                writeln!(f, "    {reason:<22} {count}")?;
+            }
+        }
+        Ok(())
     }
 }

@@ -85,7 +85,7 @@ fn chains_that_are_too_short_are_given_back_unanswered() {
         let answer = bench.driver.wait(REQUESTS);
         assert_eq!((answer.len, answer.bytes), (0, vec![0xee; room]));
         count += 1;
-        assert_eq!(bench.face.stats()[0].malformed(), count);
+        assert_eq!(bench.face.snapshot().queues[0].wrong("malformed"), count);
     }
     assert_eq!(bench.run(at(0, 0), &[0; 6], &[], 0).status, 0);
 }

@@ -245,7 +245,7 @@ fn what_is_written_is_read_in_every_format() {
                 "no more"
             );
         }
-        assert_eq!(bench.face.stats()[0].done()[..2], [200, 200]);
+        assert_eq!(bench.face.snapshot().queues[0].done[..2], [200, 200]);
     }
 }
 

@@ -186,7 +186,7 @@ fn one_task_is_aborted_when_the_disk_has_let_go_of_it() {
         let mut expected = vec![(first, 2, 0), (second, 0, 0)];
         expected.sort_unstable();
         assert_eq!(found, expected);
-        assert_eq!(bench.face.stats()[0].aborted(), 1);
+        assert_eq!(bench.face.snapshot().queues[0].wrong("aborted"), 1);
         // One that is not there is aborted at once.
         assert_eq!(bench.manage(ABORT_TASK, at(0, 0), 77), 0);
     }

@@ -16,6 +16,7 @@ pub mod message;
 pub mod model;
 pub mod offload;
 pub mod ring;
+pub mod scsi;
 pub mod session;
 pub mod vfio_user;
 
