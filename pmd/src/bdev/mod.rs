@@ -36,6 +36,7 @@
 //! | `paced`, `held` | before another disk: requests wait, for a throttle or a delay |
 //! | `measured` | before another disk: how long requests take |
 //! | `fault` | before another disk: it fails as told |
+//! | `volatile` | before another disk: what is not flushed does not survive a power cut |
 //! | `bytes`, `slots`, `timer` | what several of these need |
 //!
 //! This room knows no virtio, no rings and no workers.
@@ -56,6 +57,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod volatile;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -73,6 +75,7 @@ pub use mem::Mem;
 pub use null::Null;
 pub use paced::{Delay, Rates, Throttle};
 pub use readonly::ReadOnly;
+pub use volatile::{Power, Volatile};
 
 /// A disk. See the [module](self).
 pub trait Disk: fmt::Debug + Send + Sync {
