@@ -40,19 +40,29 @@ Ports:
                      whole, packed or told (see docs/device.md)
 
 Disks:
+  file:PATH          a raw image, or a block device
   mem:SIZE           memory of this process, as in mem:64M
   null:SIZE          nothing: to see what everything else costs
 
   All take further options, separated by commas:
     block=BYTES      logical block size: 512, 1024, 2048 or 4096
+  file: also takes
+    size=SIZE        made with this size, as a sparse file, if it is not there
+    direct           past the page cache
+    cache=through    every write reaches the medium before it is done (default: back, which
+                     leaves that to the guest's flushes)
+    readonly         it is opened for reading only
+    discard=off      what the guest discards stays allocated
+    sqpoll           a thread of the kernel looks for requests: no system calls, but a CPU
 
 Examples:
   On a host, for a VM whose VMM is the vhost-user client:
-    vvu blk --port unix:/run/disk.sock --disk mem:1G
+    vvu blk --port unix:/run/disk.sock --disk file:/srv/disk.img,size=10G,direct
 
   In an appliance VM with two VVU functions:
     vvu bind 00:04.0 00:05.0
-    vvu blk --port vvu:00:04.0 --disk mem:1G --port vvu:00:05.0 --disk mem:4G --stats 5";
+    vvu blk --port vvu:00:04.0 --disk file:/dev/vdb,direct \\
+      --port vvu:00:05.0 --disk mem:4G --stats 5";
 
 #[derive(Debug, Args)]
 pub(crate) struct Blk {
@@ -183,9 +193,20 @@ pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
     tracing::info!(devices = faces.len(), disks = disks.len(), "{READY}");
 
     let start = Instant::now();
-    let interval = blk.stats.map(Duration::from_secs);
-    while !shutdown.wait(interval) {
-        println!("after {} s", start.elapsed().as_secs());
+    let mut printed = 0;
+    while !shutdown.wait(Some(LOOK)) {
+        for disk in &disks {
+            // One that cannot be asked any more fails its requests, too, and says so there.
+            let _ = disk.refresh();
+        }
+        let now = start.elapsed().as_secs();
+        if let Some(interval) = blk.stats
+            && now / interval > printed
+        {
+            printed = now / interval;
+            println!("after {now} s");
+            print(&faces, &workers);
+        }
     }
 
     tracing::info!("stopping");
@@ -193,7 +214,24 @@ pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
         session.stop_signal().raise();
     }
     sessions.into_iter().for_each(Session::stop);
+    if blk.stats.is_some() {
+        println!("at the end");
+        print(&faces, &workers);
+    }
     Ok(())
+}
+
+/// How often disks are asked whether they have another size.
+const LOOK: Duration = Duration::from_secs(1);
+
+fn print(faces: &[Arc<Face>], workers: &BlkWorkers) {
+    for face in faces {
+        println!("{}", face.snapshot());
+    }
+    for (number, worker) in workers.stats().iter().enumerate() {
+        println!("worker {number} {worker}");
+    }
+    println!();
 }
 
 /// The disk of each port. Every disk must have one.

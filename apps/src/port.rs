@@ -323,6 +323,16 @@ impl<'a> Options<'a> {
         }
     }
 
+    /// `key`, `key=on` or `key=off`.
+    pub(crate) fn switch(&mut self, key: &str) -> Result<Option<bool>, String> {
+        match self.remove(key) {
+            None => Ok(None),
+            Some(None | Some("on")) => Ok(Some(true)),
+            Some(Some("off")) => Ok(Some(false)),
+            Some(Some(value)) => Err(format!("option {key} is on or off, and not {value:?}")),
+        }
+    }
+
     pub(crate) fn take<T>(
         &mut self,
         key: &str,

@@ -386,6 +386,22 @@ impl WorkerSnapshot {
     }
 }
 
+impl fmt::Display for WorkerSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "on cpu {}, {}: {} of {} rounds busy, slept {} times, {} rings rest, {} requests",
+            self.cpu,
+            self.state.name(),
+            self.busy,
+            self.rounds,
+            self.sleeps,
+            self.resting,
+            self.mails
+        )
+    }
+}
+
 /// All counters at (almost) one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -433,18 +449,7 @@ impl fmt::Display for Snapshot {
             }
         }
         for (number, worker) in self.workers.iter().enumerate() {
-            writeln!(
-                f,
-                "worker {number} on cpu {}, {}: {} of {} rounds busy, slept {} times, {} rings rest, \
-                 {} requests",
-                worker.cpu,
-                worker.state.name(),
-                worker.busy,
-                worker.rounds,
-                worker.sleeps,
-                worker.resting,
-                worker.mails
-            )?;
+            writeln!(f, "worker {number} {worker}")?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::config::{BlkConfig, ID, SPACE, WRITEBACK};
-use super::stats::{QueueStats, Stats};
+use super::stats::{QueueStats, Snapshot, Stats};
 use crate::bdev::Disk;
 
 /// A disk as its driver sees it. See the [module](super).
@@ -59,9 +59,10 @@ impl Face {
         &self.id
     }
 
-    /// The counters of all queues.
-    pub fn stats(&self) -> &Stats {
-        &self.stats
+    /// All counters now. Disturbs no worker.
+    pub fn snapshot(&self) -> Snapshot {
+        let size = self.disk.size().get();
+        Snapshot::of(&self.name, self.disk.name(), size, &self.stats)
     }
 
     pub(super) fn queue_stats(&self, index: u16) -> Option<&QueueStats> {

@@ -27,4 +27,4 @@ mod stats;
 pub use config::{BlkConfig, feature};
 pub use face::Face;
 pub use queue::{PrepareError, Prepared, Queue};
-pub use stats::{KINDS, QueueStats, Stats};
+pub use stats::{KINDS, QueueSnapshot, Snapshot, TIMED};

@@ -390,7 +390,7 @@ impl Work {
         let status = match what {
             Parsed::Id(room) => {
                 request::fill(taken, chain, *room, self.face.id());
-                stats.done(stats::ID, 0);
+                stats.done(stats::ID, 0, 0);
                 Status::Ok
             }
             Parsed::Answer(status) => {
@@ -427,10 +427,12 @@ impl Work {
             };
             count += 1;
             match ended.failed {
-                None => stats.done(ended.kind.into(), ended.len),
+                None => {
+                    let nanos = now.saturating_duration_since(ended.at).as_nanos() as u64;
+                    stats.done(ended.kind.into(), ended.len, nanos);
+                }
                 Some(error) => stats.failed(error),
             }
-            let _ = now.saturating_duration_since(ended.at);
             ring.give_back_kept(&ended.chain, ended.chain.write_len());
         }
         count
