@@ -32,6 +32,7 @@
 //! | `mem` | a disk in memory |
 //! | `file` | a disk in a file, or a block device |
 //! | `nbd` | a disk that an NBD server has |
+//! | `rbd` | a disk that is an image in a Ceph cluster |
 //! | `readonly` | before another disk: it is not written |
 //! | `paced`, `held` | before another disk: requests wait, for a throttle or a delay |
 //! | `measured` | before another disk: how long requests take |
@@ -52,6 +53,8 @@ mod mem;
 pub mod nbd;
 mod null;
 mod paced;
+#[cfg(feature = "rbd")]
+pub mod rbd;
 mod readonly;
 mod slots;
 #[cfg(test)]

@@ -29,7 +29,7 @@ fn bytes_go_to_any_place_in_data() {
 #[test]
 fn a_read_only_disk_is_read_and_nothing_else() {
     let fake = Fake::new(8192);
-    let disk = ReadOnly::new(fake.clone());
+    let disk = ReadOnly::before(fake.clone());
     let abilities = disk.abilities();
     assert!(abilities.read_only && abilities.discard.is_none());
     assert!(abilities.write_zeroes.is_none());
@@ -70,7 +70,7 @@ fn a_throttle_lets_no_more_through_than_it_may() {
         (rates(Some(100), Some(1000 * 512), 0), 51),
         (rates(Some(1000), Some(100 * 512), 0), 51),
     ] {
-        let disk = Throttle::new(Fake::new(8192), rates);
+        let disk = Throttle::before(Fake::new(8192), rates);
         // So that a burst's worth is there.
         std::thread::sleep(rates.burst);
         let mut channel = disk.channel().unwrap();
@@ -88,7 +88,7 @@ fn a_throttle_lets_no_more_through_than_it_may() {
 #[test]
 fn who_comes_first_to_a_throttle_goes_first_on_whatever_channel() {
     let fake = Fake::new(1 << 20);
-    let disk = Throttle::new(fake.clone(), rates(Some(50), None, 0));
+    let disk = Throttle::before(fake.clone(), rates(Some(50), None, 0));
     let mut channels = [disk.channel().unwrap(), disk.channel().unwrap()];
     for n in 0..10u64 {
         channels[n as usize % 2].submit(&mut vec![read(n, n * 512, 512)]);
@@ -111,7 +111,7 @@ fn who_comes_first_to_a_throttle_goes_first_on_whatever_channel() {
 
 #[test]
 fn nonsense_costs_nothing_at_a_throttle() {
-    let disk = Throttle::new(Fake::new(8192), rates(Some(1), Some(1), 0));
+    let disk = Throttle::before(Fake::new(8192), rates(Some(1), Some(1), 0));
     let mut channel = disk.channel().unwrap();
     let nonsense = (0..100).map(|n| bare(n, Op::Discard, u64::MAX - n, n));
     channel.submit(&mut nonsense.collect());
@@ -130,7 +130,7 @@ fn nonsense_costs_nothing_at_a_throttle() {
 fn a_delay_makes_late_and_mixes_up() {
     let fake = Fake::new(1 << 20);
     let (least, most) = (Duration::from_millis(20), Duration::from_millis(40));
-    let disk = Delay::new(fake.clone(), least, most);
+    let disk = Delay::before(fake.clone(), least, most);
     let mut channel = disk.channel().unwrap();
     let start = Instant::now();
     channel.submit(&mut (0..50).map(|n| read(n, n * 512, 512)).collect());
@@ -146,7 +146,7 @@ fn a_delay_makes_late_and_mixes_up() {
 #[test]
 fn what_shall_fail_fails_and_nothing_else() {
     let fails = |plan: &str| -> Vec<u64> {
-        let disk = Faulty::new(Fake::new(8192), plan.parse().unwrap());
+        let disk = Faulty::before(Fake::new(8192), plan.parse().unwrap());
         let mut channel = disk.channel().unwrap();
         let both = |n: u64| [write(2 * n, 0, &BLOCK), read(2 * n + 1, 0, 512)];
         channel.submit(&mut (0..5).flat_map(both).collect());
@@ -180,12 +180,12 @@ fn plans_of_failure_that_make_no_sense() {
 
 #[test]
 fn a_measured_disk_counts_what_was_done_and_what_failed() {
-    let slow = Delay::new(
+    let slow = Delay::before(
         Fake::slow(8192, 1),
         Duration::from_millis(5),
         Duration::from_millis(5),
     );
-    let faulty = Faulty::new(slow, "flush:every:2:EIO".parse().unwrap());
+    let faulty = Faulty::before(slow, "flush:every:2:EIO".parse().unwrap());
     let disk = Measured::new(faulty);
     let mut channels = [disk.channel().unwrap(), disk.channel().unwrap()];
     for channel in &mut channels {
@@ -293,7 +293,7 @@ fn what_is_written_again_while_it_is_flushed_stays_newer() {
 #[test]
 fn a_flush_that_fails_loses_nothing_and_a_full_cache_is_written() {
     let fake = Fake::new(1 << 20);
-    let faulty = Faulty::new(fake.clone(), "write:nth:1:EIO".parse().unwrap());
+    let faulty = Faulty::before(fake.clone(), "write:nth:1:EIO".parse().unwrap());
     let disk = Volatile::new(faulty, 4096);
     let mut channel = disk.channel().unwrap();
     one(&mut *channel, write(0, 0, &[1; 512]));

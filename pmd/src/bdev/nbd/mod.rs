@@ -31,6 +31,8 @@ mod error;
 mod input;
 mod link;
 mod negotiation;
+#[cfg(feature = "test-utils")]
+pub mod probe;
 mod replies;
 mod stream;
 #[cfg(test)]
@@ -69,6 +71,8 @@ pub struct Config {
     pub export: String,
     /// How long a request may take, and an attempt to connect.
     pub timeout: Duration,
+    /// Writes may be done before they have reached the medium, until a flush.
+    pub write_back: bool,
     /// How to encrypt, if at all.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<TlsConfig>>,
@@ -84,6 +88,7 @@ impl Config {
             server,
             export: export.to_owned(),
             timeout: Self::TIMEOUT,
+            write_back: true,
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -250,7 +255,7 @@ impl Disk for Nbd {
         };
         Abilities {
             read_only: export.has(transmission::READ_ONLY),
-            write_back: export.has(transmission::FLUSH),
+            write_back: self.shared.config.write_back && export.has(transmission::FLUSH),
             discard: limits(transmission::TRIM),
             write_zeroes: limits(transmission::WRITE_ZEROES),
             needs_pinnable: false,
