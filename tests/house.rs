@@ -80,7 +80,8 @@ const PMD: &[(&str, &[&str])] = &[
     ("vring", &[]),
     ("mempool", &[]),
     ("wake", &[]),
-    ("bdev", &["stats", "wake"]),
+    ("bdev", &["mempool", "stats", "wake"]),
+    ("blk", &["bdev", "stats", "vring", "wake"]),
     ("port", &["mempool", "stats", "vring", "wake"]),
     ("net", &["mempool", "port", "stats", "vring", "wake"]),
     (
@@ -89,7 +90,9 @@ const PMD: &[(&str, &[&str])] = &[
     ),
     (
         "backend",
-        &["mempool", "net", "port", "stats", "vring", "wake", "worker"],
+        &[
+            "blk", "mempool", "net", "port", "stats", "vring", "wake", "worker",
+        ],
     ),
 ];
 

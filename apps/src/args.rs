@@ -57,6 +57,13 @@ pub(crate) enum Command {
     #[command(after_long_help = EXAMPLES)]
     Net(Net),
 
+    /// Serve disks
+    ///
+    /// Each port is a virtio-blk device for one front-end, with a disk behind it. Runs until SIGINT
+    /// or SIGTERM; front-ends may come and go.
+    #[command(after_long_help = crate::blk::EXAMPLES)]
+    Blk(crate::blk::Blk),
+
     /// Be a VVU function in software, for a VMM or a `vvu net` that connects to it
     ///
     /// One side is a vfio-user socket, over which a VMM attaches the function to its VM, or
@@ -212,7 +219,7 @@ impl From<Poll> for Polling {
 #[derive(Debug, Clone)]
 pub(crate) struct Cpus(pub(crate) Vec<usize>);
 
-fn parse_cpus(text: &str) -> Result<Cpus, String> {
+pub(crate) fn parse_cpus(text: &str) -> Result<Cpus, String> {
     const HIGHEST: usize = 4095;
     let number = |text: &str| match text.trim().parse::<usize>() {
         Ok(cpu) if cpu <= HIGHEST => Ok(cpu),

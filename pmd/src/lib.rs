@@ -12,6 +12,7 @@
 //! | [`wake`] | where a worker sleeps, and what wakes it |
 //! | [`port`] | where frames come from and go to, a burst at a time |
 //! | [`bdev`] | what is behind a disk: bytes that are read and written asynchronously |
+//! | [`blk`] | the virtio block device |
 //! | [`net`] | the virtio network device's face, and the switch |
 //! | [`worker`] | one pinned polling thread |
 //! | [`backend`] | where control meets data |
@@ -20,6 +21,7 @@
 
 pub mod backend;
 pub mod bdev;
+pub mod blk;
 pub mod mempool;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod mock;
@@ -30,5 +32,7 @@ pub mod vring;
 pub mod wake;
 pub mod worker;
 
-pub use backend::{BackendError, Config, GenConfig, NetDevice, PortId, PortKind, Workers};
+pub use backend::{
+    BackendError, BlkDevice, BlkWorkers, Config, GenConfig, NetDevice, PortId, PortKind, Workers,
+};
 pub use net::NetConfig;

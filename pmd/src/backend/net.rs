@@ -55,7 +55,7 @@ fn rings(switch: &mut Switch, port: u16, role: Role) -> Option<&mut Rings> {
     }
 }
 
-fn setup(error: SetupError) -> DeviceError {
+pub(super) fn setup(error: SetupError) -> DeviceError {
     tracing::warn!(%error, "ring refused");
     match error {
         SetupError::Size(_) => DeviceError::Unsupported("this ring size"),

@@ -26,7 +26,36 @@
 //!   calls [`Channel::arm`]; from then on one of [`Channel::fds`] becomes readable when something
 //!   is done. The next `reap` ends that.
 //!
+//! | file | what |
+//! |---|---|
+//! | `null` | a disk that is not there |
+//! | `mem` | a disk in memory |
+//! | `file` | a disk in a file, or a block device |
+//! | `nbd` | a disk that an NBD server has |
+//! | `readonly` | before another disk: it is not written |
+//! | `paced`, `held` | before another disk: requests wait, for a throttle or a delay |
+//! | `measured` | before another disk: how long requests take |
+//! | `fault` | before another disk: it fails as told |
+//! | `bytes`, `slots`, `timer` | what several of these need |
+//!
 //! This room knows no virtio, no rings and no workers.
+
+mod bytes;
+#[cfg(test)]
+mod fake;
+mod fault;
+pub mod file;
+mod held;
+mod measured;
+mod mem;
+pub mod nbd;
+mod null;
+mod paced;
+mod readonly;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod timer;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -37,6 +66,13 @@ use thiserror::Error;
 use vvu::memory::Scatter;
 
 use crate::wake::Quiet;
+
+pub use fault::{Faulty, OpKind, Plan, Which};
+pub use measured::{Measured, OpSnapshot};
+pub use mem::Mem;
+pub use null::Null;
+pub use paced::{Delay, Rates, Throttle};
+pub use readonly::ReadOnly;
 
 /// A disk. See the [module](self).
 pub trait Disk: fmt::Debug + Send + Sync {
