@@ -142,6 +142,10 @@ impl VirtioDevice for BlkDevice {
         self.face.queues()
     }
 
+    fn tracks_inflight(&self) -> bool {
+        true
+    }
+
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
         let space = self.face.space();
         let start = offset as usize;
