@@ -1,6 +1,6 @@
 //! Feature bits and configuration space of a block device (VIRTIO 1.2, 5.2.3 and 5.2.4).
 
-use crate::bdev::{Abilities, Disk};
+use crate::bdev::Disk;
 use crate::vring;
 
 /// Feature bits of block devices that are offered (5.2.3).
@@ -81,11 +81,6 @@ impl BlkConfig {
         id
     }
 
-    /// Whether `disk` may be written by this device's driver.
-    pub fn is_read_only(&self, abilities: &Abilities) -> bool {
-        self.read_only || abilities.read_only
-    }
-
     /// Feature bits to offer for `disk`.
     pub fn features(&self, disk: &dyn Disk) -> u64 {
         let abilities = disk.abilities();
@@ -97,7 +92,7 @@ impl BlkConfig {
         if self.queues > 1 {
             features |= feature::MQ;
         }
-        if self.is_read_only(&abilities) {
+        if abilities.read_only {
             return features | feature::RO;
         }
         features |= feature::FLUSH | feature::CONFIG_WCE;
@@ -135,7 +130,7 @@ impl BlkConfig {
         put(28, &blocks(geometry.optimal_io).to_le_bytes());
         put(WRITEBACK, &[u8::from(write_back)]);
         put(34, &self.queues.to_le_bytes());
-        if self.is_read_only(&abilities) {
+        if abilities.read_only {
             return space;
         }
         if let Some(limits) = abilities.discard {

@@ -1,11 +1,11 @@
 //! What all queues of a block device have in common.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::config::{BlkConfig, ID, SPACE, WRITEBACK};
 use super::stats::{QueueStats, Snapshot, Stats};
-use crate::bdev::Disk;
+use crate::bdev::{Disk, ReadOnly, Resized};
 
 /// A disk as its driver sees it. See the [module](super).
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Face {
     id: [u8; ID],
     /// Whether writes may be done before they have reached the medium.
     write_back: AtomicBool,
+    /// How often the disk has changed its size.
+    resizes: AtomicU64,
     stats: Stats,
 }
 
@@ -24,14 +26,22 @@ impl Face {
     pub fn new(name: &str, disk: Arc<dyn Disk>, config: BlkConfig) -> Arc<Self> {
         let queues = config.queues.clamp(1, BlkConfig::MAX_QUEUES);
         let config = BlkConfig { queues, ..config };
-        Arc::new(Self {
+        let disk = match config.read_only {
+            true => ReadOnly::new(disk),
+            false => disk,
+        };
+        let face = Arc::new(Self {
             name: name.into(),
             write_back: AtomicBool::new(disk.abilities().write_back),
+            resizes: AtomicU64::new(0),
             disk,
             id: config.id(),
             stats: (0..queues).map(|_| Default::default()).collect(),
             config,
-        })
+        });
+        let listener: Arc<dyn Resized> = Arc::clone(&face) as _;
+        face.disk.size().listen(&listener);
+        face
     }
 
     /// What it is called.
@@ -81,6 +91,11 @@ impl Face {
         self.write_back.store(write_back, Ordering::Relaxed);
     }
 
+    /// How often the disk has changed its size.
+    pub fn resizes(&self) -> u64 {
+        self.resizes.load(Ordering::Relaxed)
+    }
+
     /// The configuration space now.
     pub fn space(&self) -> [u8; SPACE] {
         self.config.space(&*self.disk, self.is_write_back())
@@ -89,7 +104,7 @@ impl Face {
     /// The driver writes `data` at `offset`. False if there is nothing that it may write so.
     pub fn write(&self, offset: u32, data: &[u8]) -> bool {
         let writeback = offset as usize == WRITEBACK;
-        match (data, self.config.is_read_only(&self.disk.abilities())) {
+        match (data, self.disk.abilities().read_only) {
             (&[value @ (0 | 1)], false) if writeback => {
                 // A disk that is write-through stays so; the driver reads back that it does.
                 let write_back = value == 1 && self.disk.abilities().write_back;
@@ -98,5 +113,12 @@ impl Face {
             }
             _ => false,
         }
+    }
+}
+
+impl Resized for Face {
+    fn resized(&self, bytes: u64) {
+        self.resizes.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(device = self.name(), bytes, "the disk has another size");
     }
 }
