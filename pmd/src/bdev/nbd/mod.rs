@@ -11,8 +11,8 @@
 //! | `channel` | requests on a link: what is in flight, deadlines, again after a loss |
 //!
 //! The protocol is that of the document "The NBD protocol" of the NetworkBlockDevice project.
-//! There is a connection for each worker, and thus the server must allow several
-//! (`NBD_FLAG_CAN_MULTI_CONN`) if several workers use the disk.
+//! There is a connection for each channel, and thus the server must allow several
+//! (`NBD_FLAG_CAN_MULTI_CONN`) if several queues use the disk.
 //!
 //! **A server that stalls or is away.** Each request is answered within [`Config::timeout`] (and a
 //! sixteenth of it): if the server takes longer the connection is given up, the requests that took
@@ -271,8 +271,8 @@ impl Disk for Nbd {
             Err(DiskError::Unfit {
                 disk: shared.name.clone(),
                 reason: "the server does not allow several connections to this export \
-                         (NBD_FLAG_CAN_MULTI_CONN), so one worker only can use it: let it allow \
-                         them (qemu-nbd --shared=8), or use one worker"
+                         (NBD_FLAG_CAN_MULTI_CONN), so one queue only can use it: let the server \
+                         allow them (qemu-nbd --shared=8), or use one queue (queues=1)"
                     .into(),
             })
         } else {

@@ -20,6 +20,12 @@ type Handle = *mut c_void;
 /// `RBD_WRITE_ZEROES_FLAG_THICK_PROVISION`: the range stays allocated.
 const THICK: c_int = 1;
 
+/// What is loaded.
+struct Libraries {
+    rados: Library,
+    rbd: Library,
+}
+
 /// Declares a table of functions, and how it is filled.
 macro_rules! functions {
     ($($library:ident: $name:ident($($argument:ty),*) $(-> $result:ty)?;)*) => {
@@ -27,19 +33,19 @@ macro_rules! functions {
         struct Functions {
             $($name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
             /// What the functions are in.
-            _libraries: [Library; 2],
+            _libraries: Libraries,
         }
 
         impl Functions {
-            fn find(rados: Library, rbd: Library) -> Result<Self, libloading::Error> {
+            fn find(libraries: Libraries) -> Result<Self, libloading::Error> {
                 $(
                     // SAFETY: the library's header declares the function with these types, and
                     // its pointer is kept beside the library that it is in.
                     let $name = *unsafe {
-                        $library.get(concat!(stringify!($name), "\0").as_bytes())
+                        libraries.$library.get(concat!(stringify!($name), "\0").as_bytes())
                     }?;
                 )*
-                Ok(Self { $($name,)* _libraries: [rados, rbd] })
+                Ok(Self { $($name,)* _libraries: libraries })
             }
         }
     };
@@ -86,9 +92,13 @@ fn functions() -> Result<&'static Functions, String> {
         }
         let find = || {
             // SAFETY: what these libraries do when they are loaded has no effect on us.
-            let (rados, rbd) =
-                unsafe { (Library::new("librados.so.2")?, Library::new("librbd.so.1")?) };
-            Functions::find(rados, rbd)
+            let libraries = unsafe {
+                Libraries {
+                    rados: Library::new("librados.so.2")?,
+                    rbd: Library::new("librbd.so.1")?,
+                }
+            };
+            Functions::find(libraries)
         };
         find().map_err(|error: libloading::Error| {
             format!("{error}; install librbd (Debian package librbd1)")

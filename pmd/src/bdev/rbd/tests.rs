@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -34,7 +35,10 @@ impl Cluster {
             assert!(std::env::var_os("CI").is_none(), "nothing is skipped here");
             return None;
         }
-        let folder = std::env::temp_dir().join(format!("vvu-rbd-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let process = std::process::id();
+        let folder = std::env::temp_dir().join(format!("vvu-rbd-{process}-{number}"));
         for part in ["mon", "osd"] {
             std::fs::create_dir_all(folder.join(part)).unwrap();
         }
@@ -44,7 +48,7 @@ impl Cluster {
         };
         let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
         // None that the kernel gives to others.
-        let port = 10_000 + std::process::id() % 10_000;
+        let port = 10_000 + (process * 2 + number) % 10_000;
         let monitor = format!("v2:127.0.0.1:{port}");
         cluster.configure(id.trim(), &monitor);
         let map = cluster.path("monmap");
