@@ -69,6 +69,11 @@ pub trait Front: Debug + Send + Sync + 'static {
     /// The driver writes to it. False if there is nothing that it may write so.
     fn write(&self, offset: u32, data: &[u8]) -> bool;
 
+    /// How often its configuration space has changed by itself; `None` if it never does.
+    fn config_changes(&self) -> Option<u64> {
+        None
+    }
+
     /// A queue for `ring`, at the worker that `waker` wakes.
     fn prepare(
         face: &Arc<Self>,
@@ -221,6 +226,14 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
         }
         // Every ring brings the features it is started with.
         Ok(())
+    }
+
+    fn tracks_inflight(&self) -> bool {
+        true
+    }
+
+    fn config_changes(&self) -> Option<u64> {
+        self.face.config_changes()
     }
 
     fn start_ring(&mut self, ring: Vring) -> Result<(), DeviceError> {

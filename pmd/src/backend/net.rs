@@ -61,6 +61,7 @@ pub(super) fn setup(error: SetupError) -> DeviceError {
         SetupError::Size(_) => DeviceError::Unsupported("this ring size"),
         SetupError::Base { .. } => DeviceError::Unsupported("a ring that begins there"),
         SetupError::Area { .. } => DeviceError::Unsupported("rings at these addresses"),
+        SetupError::Inflight { .. } => DeviceError::Unsupported("this in-flight buffer"),
         SetupError::Kick(_) => DeviceError::Unsupported("a kick of this kind"),
     }
 }

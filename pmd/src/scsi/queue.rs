@@ -138,7 +138,8 @@ impl Queue {
         }
     }
 
-    /// Takes nothing more until [`Queue::resume`]. Returns how many chains are kept.
+    /// Takes nothing more until [`Queue::resume`], but what was in flight when the ring began.
+    /// Returns how many chains are kept, or more if some of those are still to be taken.
     pub fn drain(&mut self) -> usize {
         self.served.draining = true;
         if let Kind::Request(work) = &mut self.kind {
@@ -146,11 +147,13 @@ impl Queue {
             work.ways.hurry();
         }
         self.poll();
-        match &self.kind {
+        let kept = match &self.kind {
             Kind::Request(work) => work.tasks.len() + work.over.len(),
             Kind::Control(control) => control.waiting(),
             Kind::Event(_) => 0,
-        }
+        };
+        let resuming = self.served.is_resuming() && !matches!(self.kind, Kind::Event(_));
+        kept + usize::from(resuming)
     }
 
     /// Takes chains again.

@@ -50,7 +50,17 @@ impl Served {
     /// Whether chains may be taken.
     #[inline]
     pub(super) fn takes(&self) -> bool {
-        self.enabled && !self.broken && !self.draining
+        !self.broken
+            && match self.draining {
+                false => self.enabled,
+                // A ring ends behind what was in flight when it began.
+                true => self.ring.is_resuming(),
+            }
+    }
+
+    /// Whether chains that were in flight when the ring began are still to be taken.
+    pub(super) fn is_resuming(&self) -> bool {
+        !self.broken && self.ring.is_resuming()
     }
 
     /// Ends a round that took or gave back `count` chains.

@@ -154,6 +154,17 @@ impl Taken {
         self.list.get(self.used..self.len).unwrap_or(&[])
     }
 
+    /// Whether no burst has begun.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The last `chains` of them.
+    pub(super) fn last(&self, chains: usize) -> &[Chain] {
+        let all = self.chains();
+        all.get(all.len().saturating_sub(chains)..).unwrap_or(&[])
+    }
+
     /// The next chain to be given back counts as given back.
     #[inline]
     pub(super) fn pop(&mut self) -> Option<Chain> {
@@ -236,6 +247,11 @@ impl Taken {
         pieces.keep(first..middle, what.read, false, into);
         pieces.keep(middle..end, what.write, false, into);
         pieces.keep(middle..end, what.tail, true, into);
+    }
+
+    /// The last `chains` were not taken, after all.
+    pub(super) fn drop_last(&mut self, chains: usize) {
+        self.len = self.len.saturating_sub(chains).max(self.used);
     }
 
     /// How many more chains may be begun.

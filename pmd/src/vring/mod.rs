@@ -24,12 +24,14 @@
 //! | `chain` | what a chain may be made of, and the chains of a burst |
 //! | `pieces` | their bytes |
 //! | `access` | raw memory of the rings themselves |
+//! | `inflight` | what is in flight, in a buffer that outlives us |
 //! | `error` | what can be wrong |
 
 mod access;
 mod chain;
 mod error;
 mod format;
+mod inflight;
 mod packed;
 mod pieces;
 mod ring;
@@ -160,14 +162,17 @@ impl Ring {
             call,
             err,
             memory,
+            inflight,
             ..
         } = ring;
         let ring = match Places::new(areas, size, features)? {
             Places::Split(mem) => {
-                AnyRing::Split(of(Split::new(mem, base, features)?, memory, call, err))
+                let format = Split::new(mem, base, features, inflight)?;
+                AnyRing::Split(of(format, memory, call, err))
             }
             Places::Packed(mem) => {
-                AnyRing::Packed(of(Packed::new(mem, base, features)?, memory, call, err))
+                let format = Packed::new(mem, base, features, inflight)?;
+                AnyRing::Packed(of(format, memory, call, err))
             }
         };
         Ok((Self(ring), kick))
@@ -212,7 +217,8 @@ impl Ring {
     }
 
     /// Gives back the oldest of [`Ring::chains`], `len` bytes of it written. The driver sees it
-    /// at the next [`Ring::finish`].
+    /// at the next [`Ring::finish`]. Not for rings that keep book of what is in flight: those keep
+    /// their chains.
     pub fn give_back(&mut self, len: u32) {
         with!(&mut self.0, ring => ring.give_back(len));
     }
@@ -285,6 +291,13 @@ impl Ring {
             // Not the same ring: its features cannot change while it runs.
             (_, places) => Moved { memory, places },
         }
+    }
+
+    /// Whether chains that were in flight when the ring was left (by whoever kept its book before us)
+    /// are still to be taken again: they come with the next bursts. A ring may stop only behind
+    /// them.
+    pub fn is_resuming(&self) -> bool {
+        with!(&self.0, ring => ring.format.is_resuming())
     }
 
     /// A new way to call. It is rung at once, because the old one may have been lost.

@@ -28,7 +28,11 @@ impl<F: Format> RingOf<F> {
         if self.failed.is_some() {
             return 0;
         }
-        match self.format.take(max, &mut self.taken) {
+        let taken = match self.format.keeps_book() {
+            false => self.format.take(max, &mut self.taken),
+            true => self.format.take_noted(max, &mut self.taken),
+        };
+        match taken {
             Ok(taken) => taken,
             Err((taken, error)) => {
                 self.failed = Some(error);
@@ -56,9 +60,10 @@ impl<F: Format> RingOf<F> {
     }
 
     /// Gives back the oldest chain, `len` bytes of it written. The driver sees it when it is
-    /// published.
+    /// published. Like all that give back within a burst, only for rings that keep no book.
     #[inline]
     pub(crate) fn give_back(&mut self, len: u32) {
+        debug_assert!(!self.format.keeps_book());
         if let Some(chain) = self.taken.pop() {
             self.format.give_back(&chain, len);
         }
@@ -99,6 +104,7 @@ impl<F: Format> RingOf<F> {
     /// published.
     #[inline]
     pub(crate) fn give_back_kept(&mut self, chain: &Chain, len: u32) {
+        self.format.note_used(chain);
         self.format.give_back(chain, len);
     }
 
