@@ -182,6 +182,7 @@ fn manage(face: &Face, function: u32, lun: [u8; 8], tag: u64) -> Reply {
         tag,
         code,
         found,
+        waiting: true,
         barrier: barrier.clone(),
     };
     match function {
@@ -214,6 +215,7 @@ fn end_all(face: &Face, seat: &Seat, code: Code, barrier: &Barrier) {
         tag: None,
         code,
         found: None,
+        waiting: true,
         barrier: barrier.clone(),
     });
 }

@@ -1,7 +1,7 @@
 //! What all queues of a SCSI device have in common.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
@@ -30,7 +30,7 @@ pub(super) enum Note {
     Abort(Order),
     /// A channel that was asked for, or that there is none.
     Opened {
-        seat: u32,
+        seat: Arc<Seat>,
         channel: Option<Box<dyn Channel>>,
     },
     /// What a task had to have saved was, or was not.
@@ -48,7 +48,9 @@ pub(super) struct Order {
     /// What they are answered with; nothing ends if it is [`Code::Succeeded`]: somebody only wants
     /// to know whether there is one.
     pub(super) code: Code,
-    pub(super) found: Option<Arc<std::sync::atomic::AtomicBool>>,
+    pub(super) found: Option<Arc<AtomicBool>>,
+    /// Also those that are still in the ring.
+    pub(super) waiting: bool,
     /// Held by each of them until then.
     pub(super) barrier: Barrier,
 }
@@ -71,6 +73,8 @@ pub(super) struct Board {
 struct Events {
     list: VecDeque<Event>,
     missed: bool,
+    /// The event queue was served since the driver began: before, it looks for itself.
+    listens: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -87,14 +91,18 @@ impl Board {
 
     /// The driver shall hear of `event`.
     fn event(&self, event: Event) {
+        let mailbox = self.mailbox(super::events::INDEX);
         let mut events = lock(&self.events);
+        if !events.listens {
+            return;
+        }
         if events.list.len() < MAX_EVENTS {
             events.list.push_back(event);
         } else {
             events.missed = true;
         }
         drop(events);
-        if let Some(mailbox) = lock(&self.boxes).get(&super::events::INDEX) {
+        if let Some(mailbox) = mailbox {
             mailbox.post(Letter(Note::Event));
         }
     }
@@ -140,6 +148,7 @@ impl Bell for Wire {
             tag: None,
             code: Code::Reset,
             found: None,
+            waiting: true,
             barrier: barrier.clone(),
         });
     }
@@ -253,6 +262,8 @@ impl Face {
             tag: None,
             code: Code::Aborted,
             found: None,
+            // Those do not find the unit any more.
+            waiting: false,
             barrier: Barrier::default(),
         });
         self.board.event(Event::Removed(address));
@@ -286,6 +297,9 @@ impl Face {
 
     /// Queue `index` is served, and gets letters in this mailbox; or it is not any more.
     pub fn connect(&self, index: u16, mailbox: Option<Arc<dyn Mailbox>>) {
+        if index == super::events::INDEX && mailbox.is_some() {
+            lock(&self.board.events).listens = true;
+        }
         let mut boxes = lock(&self.board.boxes);
         match mailbox {
             Some(mailbox) => boxes.insert(index, mailbox),

@@ -44,7 +44,7 @@ impl Work {
                 self.end(number, &Answer::GOOD);
             }
         }
-        if takes {
+        if takes && order.waiting {
             self.orders.push(order);
         }
     }

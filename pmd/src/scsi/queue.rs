@@ -128,7 +128,7 @@ impl Queue {
         match (&mut self.kind, letter.0) {
             (Kind::Request(work), Note::Abort(order)) => work.order(order, self.served.takes()),
             (Kind::Request(work), Note::Opened { seat, channel }) => {
-                work.ways.opened(seat, channel);
+                work.ways.opened(&seat, channel);
             }
             (Kind::Request(work), Note::Saved { task, serial, good }) => {
                 work.saved(task, serial, good);

@@ -126,7 +126,7 @@ impl Ways {
             }
             if let Some(mailbox) = mailbox {
                 mailbox.post(Letter(Note::Opened {
-                    seat: theirs.number,
+                    seat: theirs,
                     channel: channel.ok(),
                 }));
             }
@@ -142,11 +142,13 @@ impl Ways {
     }
 
     /// The channel that was asked for, or none.
-    pub(super) fn opened(&mut self, number: u32, channel: Option<Box<dyn Channel>>) {
-        let Some(way) = self.list.get_mut(number as usize).and_then(Option::as_mut) else {
+    pub(super) fn opened(&mut self, seat: &Arc<Seat>, channel: Option<Box<dyn Channel>>) {
+        let place = self.list.get_mut(seat.number as usize);
+        let Some(way) = place.and_then(Option::as_mut) else {
             return;
         };
-        if !matches!(way.channel, State::Opening) {
+        // It may be one that was asked for before another unit came to this place.
+        if !matches!(way.channel, State::Opening) || !Arc::ptr_eq(&way.seat, seat) {
             return;
         }
         let Some(channel) = channel else {

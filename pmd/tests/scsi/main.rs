@@ -122,7 +122,12 @@ impl Bench {
     /// The driver hears of everything that there is to be told of a unit.
     fn settle(&mut self, at: Address) {
         let start = Instant::now();
-        while self.run(at, &[0; 6], &[], 0).status != 0 {
+        loop {
+            let ready = self.run(at, &[0; 6], &[], 0);
+            assert_eq!(ready.code, 0);
+            if ready.status == 0 {
+                break;
+            }
             assert!(start.elapsed() < PATIENCE);
         }
     }
@@ -359,10 +364,8 @@ fn units_come_and_go_and_change_and_drivers_hear_of_it() {
             .face
             .add(at(3, 300), Lun::new("new", mem(), false, None));
         bench.settle(at(3, 300));
-        assert_eq!(
-            bench.run(at(3, 300), &write(5, 1), &[round; 512], 0).status,
-            0
-        );
+        let written = bench.run(at(3, 300), &write(5, 1), &[round; 512], 0);
+        assert_eq!(written.status, 0, "{round}: {written:?}");
         assert_eq!(
             bench.run(at(3, 300), &read(4, 2), &[], 1024).data[512..],
             [round; 512]
