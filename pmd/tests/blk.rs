@@ -649,3 +649,56 @@ fn queues_that_are_not_there() {
         Err(DeviceError::Features { .. })
     ));
 }
+
+/// A whole connection, with a front-end that others wrote.
+#[test]
+fn a_front_end_hears_that_its_disk_has_grown() {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use vhost::vhost_user::{
+        Frontend, VhostUserFrontend, VhostUserProtocolFeatures, message::VhostUserConfigFlags,
+    };
+    use vhost::{VhostBackend, vhost_user::message::VhostUserVirtioFeatures};
+    use vvu::session::Session;
+    use vvu::transport::unix::UnixTransport;
+
+    let path = Temp::new("grown.sock");
+    let temp = Temp::new("grown");
+    let disk = temp.disk(false).unwrap();
+    let (device, _) = device(Arc::clone(&disk), BlkConfig::default(), Polling::default());
+    let transport = UnixTransport::listen(&path.0).unwrap();
+    let session = Session::spawn(Box::new(transport), Box::new(device)).unwrap();
+
+    let mut front_end = Frontend::connect(&path.0, 1).unwrap();
+    let features = front_end.get_features().unwrap();
+    front_end.set_owner().unwrap();
+    front_end.set_features(features & !(1 << 26)).unwrap();
+    assert!(features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0);
+    let offered = front_end.get_protocol_features().unwrap();
+    let wanted = VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::REPLY_ACK;
+    assert!(offered.contains(wanted), "{offered:?}");
+    front_end.set_protocol_features(wanted).unwrap();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    front_end.set_backend_request_fd(&theirs).unwrap();
+    drop(theirs);
+    let mut capacity = || {
+        let flags = VhostUserConfigFlags::empty();
+        let (_, bytes) = front_end.get_config(0, 8, flags, &[0; 8]).unwrap();
+        u64::from_le_bytes(bytes.try_into().unwrap())
+    };
+    assert_eq!(capacity(), SECTORS);
+
+    let file = std::fs::File::options().write(true).open(&temp.0).unwrap();
+    file.set_len(2 * SIZE).unwrap();
+    disk.refresh().unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut message = [0; 12];
+    ours.read_exact(&mut message).unwrap();
+    assert_eq!(message, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(capacity(), 2 * SECTORS);
+    drop(session);
+}

@@ -111,7 +111,12 @@ impl Queue {
     /// Returns whether there was anything.
     #[inline]
     pub fn poll(&mut self) -> bool {
-        let take = self.enabled && !self.broken && !self.draining;
+        let take = !self.broken
+            && match self.draining {
+                false => self.enabled,
+                // A ring ends behind what was in flight when it began.
+                true => self.ring.is_resuming(),
+            };
         let (work, features, index) = (&mut self.work, self.features, self.index);
         let (taken, done) = with!(self.ring.of_format(), ring => {
             let taken = if take { work.take(ring, features, index) } else { 0 };
@@ -154,12 +159,14 @@ impl Queue {
         }
     }
 
-    /// Takes nothing more until [`Queue::resume`]. Returns how many requests are in flight.
+    /// Takes nothing more until [`Queue::resume`], but what was in flight when the ring began.
+    /// Returns how many requests are in flight, or more if some of those are still to be taken.
     pub fn drain(&mut self) -> usize {
         self.draining = true;
         self.work.channel.hurry();
         self.poll();
-        self.work.channel.in_flight()
+        let left = !self.broken && self.ring.is_resuming();
+        self.work.channel.in_flight() + usize::from(left)
     }
 
     /// Takes chains again.

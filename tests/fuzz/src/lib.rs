@@ -14,8 +14,10 @@ pub mod front_end;
 mod function;
 pub mod message;
 pub mod model;
+pub mod nbd;
 pub mod offload;
 pub mod ring;
+pub mod scsi;
 pub mod session;
 pub mod vfio_user;
 
