@@ -217,7 +217,9 @@ fn with_buffer(bytes: Vec<u8>, window: u64) -> Result<(Vec<u8>, Option<OwnedFd>)
     if buffer.mmap_size == 0 {
         return Ok((bytes, None));
     }
-    let size = buffer.mmap_size.checked_next_multiple_of(page_size() as u64);
+    let size = buffer
+        .mmap_size
+        .checked_next_multiple_of(page_size() as u64);
     let Some(size) = size.filter(|size| *size <= window) else {
         return Err(format!(
             "the driver wants an in-flight buffer of {:#x} bytes, which a window of {window:#x} \

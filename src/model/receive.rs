@@ -187,7 +187,11 @@ impl Locked<'_> {
         Ok(())
     }
 
-    fn show_inflight(&mut self, message: &mut Message, mut fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+    fn show_inflight(
+        &mut self,
+        message: &mut Message,
+        mut fds: Vec<OwnedFd>,
+    ) -> Result<(), Refusal> {
         let Request::SetInflightFd(buffer) = messages::parse(message)? else {
             return Ok(());
         };
@@ -199,7 +203,10 @@ impl Locked<'_> {
             .shared
             .window
             .show_inflight(buffer.mmap_offset, buffer.mmap_size, file)?;
-        if let Some(field) = message.payload.get_mut(INFLIGHT_OFFSET..INFLIGHT_OFFSET + 8) {
+        if let Some(field) = message
+            .payload
+            .get_mut(INFLIGHT_OFFSET..INFLIGHT_OFFSET + 8)
+        {
             field.copy_from_slice(&start.to_le_bytes());
         }
         Ok(())

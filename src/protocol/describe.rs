@@ -1,8 +1,8 @@
 //! Messages for people to read.
 
 use super::{
-    ConfigSpace, Features, Inflight, MemRegion, Message, ProtocolFeatures, Reply, Request, VringAddr,
-    VringFd, VringState, info,
+    ConfigSpace, Features, Inflight, MemRegion, Message, ProtocolFeatures, Reply, Request,
+    VringAddr, VringFd, VringState, info,
 };
 
 /// One line: name, decoded fields, and what the flags say.

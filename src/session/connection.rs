@@ -8,8 +8,8 @@ use super::ring::Ring;
 use super::{SessionError, Status};
 use crate::memory::MemTable;
 use crate::protocol::{
-    Answer, Fds, Features, Gate, Inflight, Message, ProtocolFeatures, Reply, Request, RequestInfo, Unheard,
-    info,
+    Answer, Fds, Features, Gate, Inflight, Message, ProtocolFeatures, Reply, Request, RequestInfo,
+    Unheard, info,
 };
 use crate::transport::{Incoming, Transport};
 use crate::virtio::VirtioDevice;

@@ -74,9 +74,9 @@ impl Connection {
                 name: "SET_INFLIGHT_FD",
             });
         }
-        let bytes =
-            self.transport
-                .map_inflight(buffer.mmap_offset, buffer.mmap_size, attached)?;
+        let bytes = self
+            .transport
+            .map_inflight(buffer.mmap_offset, buffer.mmap_size, attached)?;
         self.state.inflight = Some(Buffer {
             bytes,
             queues: buffer.queues,

@@ -145,7 +145,9 @@ impl Transport for VvuTransport {
         attached: Vec<OwnedFd>,
     ) -> Result<Area, TransportError> {
         expect_none(&attached, "an in-flight buffer")?;
-        self.device.map_inflight(mmap_offset, size).map_err(map_error)
+        self.device
+            .map_inflight(mmap_offset, size)
+            .map_err(map_error)
     }
 
     /// The device adds the buffer.

@@ -55,7 +55,10 @@ fn a_buffer_has_room_for_what_was_asked_for() {
     let bench = Bench::new(8);
     for (features, sizes) in [
         (VERSION_1, [(1, 1, 1), (8, 128, 5), (8, 32768, 1025)]),
-        (PACKED | VERSION_1, [(1, 1, 1), (8, 128, 9), (8, 32768, 2049)]),
+        (
+            PACKED | VERSION_1,
+            [(1, 1, 1), (8, 128, 9), (8, 32768, 2049)],
+        ),
     ] {
         let mut script = Script::negotiated(&bench, features);
         for (queues, size, pages) in sizes {
@@ -135,12 +138,18 @@ fn rings_have_their_place_in_the_buffer() {
     let kick = Request::SetVringKick(super::script::fd(0, true));
     script.refused(&kick, &[]);
     let error = bench.report().last_error.unwrap();
-    assert!(error.contains("ring 0 with 256 descriptors has no place"), "{error}");
+    assert!(
+        error.contains("ring 0 with 256 descriptors has no place"),
+        "{error}"
+    );
     // A smaller one has.
     script.ok(&Request::SetVringNum(state(0, 64)), &[]);
     script.ok(&kick, &[]);
     let seen = bench.device.seen();
-    assert_eq!(seen.rings[&0].inflight.as_ref().unwrap().len(), 16 + 16 * 64);
+    assert_eq!(
+        seen.rings[&0].inflight.as_ref().unwrap().len(),
+        16 + 16 * 64
+    );
 }
 
 #[test]

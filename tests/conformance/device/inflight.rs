@@ -71,12 +71,7 @@ fn set(front_end: &mut FrontEnd, flags: u32, buffer: Inflight, fds: &[&OwnedFd])
 }
 
 /// Hands a buffer over; where the driver finds it.
-fn set_good(
-    bench: &mut Bench,
-    front_end: &mut FrontEnd,
-    buffer: Inflight,
-    file: &OwnedFd,
-) -> u64 {
+fn set_good(bench: &mut Bench, front_end: &mut FrontEnd, buffer: Inflight, file: &OwnedFd) -> u64 {
     set(front_end, PLAIN, buffer, &[file]);
     let payload = bench.driver.expect(request::SET_INFLIGHT_FD);
     let heard = Request::parse(&message(request::SET_INFLIGHT_FD, PLAIN, &payload)).unwrap();

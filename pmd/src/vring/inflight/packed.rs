@@ -139,7 +139,8 @@ impl PackedBook {
         self.mem.set_word(HEAD, 0);
         self.mem.set_word(FEATURES, 0);
         for which in 0..self.size {
-            self.mem.set_word(entry(which), links(false, which + 1, 0, 0));
+            self.mem
+                .set_word(entry(which), links(false, which + 1, 0, 0));
             self.mem.set_word(entry(which) + COUNTER, 0);
         }
         self.write_used(self.used);

@@ -17,9 +17,9 @@ use vvu::memory::Area;
 use vvu::virtio::inflight::{SPLIT, needed};
 
 use super::{Again, FEATURES, HEAD, head, is_used, wrong};
+use crate::vring::SetupError;
 use crate::vring::access::RegionMem;
 use crate::vring::chain::Chain;
-use crate::vring::SetupError;
 
 /// Places in an entry.
 const NEXT: usize = 6;
