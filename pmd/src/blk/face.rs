@@ -27,7 +27,7 @@ impl Face {
         let queues = config.queues.clamp(1, BlkConfig::MAX_QUEUES);
         let config = BlkConfig { queues, ..config };
         let disk = match config.read_only {
-            true => ReadOnly::new(disk),
+            true => ReadOnly::before(disk),
             false => disk,
         };
         let face = Arc::new(Self {

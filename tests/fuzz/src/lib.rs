@@ -15,6 +15,7 @@ pub mod front_end;
 mod function;
 pub mod message;
 pub mod model;
+pub mod nbd;
 pub mod offload;
 pub mod ring;
 pub mod session;
