@@ -9,7 +9,7 @@ use vvu::virtio::DeviceError;
 use super::shelf::{Key, Queue, Shelf};
 use crate::stats::{WorkerSnapshot, WorkerStats};
 use crate::wake::Waker;
-use crate::worker::{Polling, Worker, WorkerError};
+use crate::worker::{Polling, Sender, Worker, WorkerError};
 
 /// How long requests in flight may take to end when rings are stopped.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -85,6 +85,11 @@ impl<Q: Queue> Storage<Q> {
     /// What wakes worker `number`.
     pub(super) fn waker(&self, number: usize) -> Result<&Arc<Waker>, DeviceError> {
         Ok(self.thread(number)?.worker.waker())
+    }
+
+    /// What leaves mail for worker `number`.
+    pub(super) fn sender(&self, number: usize) -> Result<Sender<Shelf<Q>>, DeviceError> {
+        Ok(self.thread(number)?.worker.sender())
     }
 
     /// Worker `number` serves `queue` from now on.
