@@ -41,17 +41,38 @@ Ports:
 
 Disks:
   file:PATH          a raw image, or a block device
+  nbd:HOST[:PORT]    an export of an NBD server; also nbd://HOST[:PORT]/EXPORT and, for the
+                     server of a socket, nbd:PATH
+  rbd:POOL/IMAGE     an image in a Ceph cluster, if built for that (docs/storage.md); also
+                     POOL/NAMESPACE/IMAGE, and IMAGE@SNAPSHOT
   mem:SIZE           memory of this process, as in mem:64M
   null:SIZE          nothing: to see what everything else costs
 
-  All take further options, separated by commas:
+  All take further options, separated by commas; those for tests are in docs/storage.md:
+    readonly         it is not written
+    iops=N           at most so many requests per second
+    mbps=N           at most so many megabytes per second
+    burst=MS         what so many milliseconds allow may come at once after a pause
+                     (default 100)
+  file:, mem: and null: take
     block=BYTES      logical block size: 512, 1024, 2048 or 4096
+  nbd: and rbd: take
+    timeout=SECONDS  how long a request may wait for its answer, over lost connections, too
+                     (default 30)
+    cache=through    every write reaches the medium before it is done
+  rbd: also takes
+    conf=PATH        the cluster's configuration, if not /etc/ceph/ceph.conf
+    user=NAME        as whom, if not admin
+  nbd: also takes
+    export=NAME      the export, if not the server's default
+    tls=DIRECTORY    encrypted, with ca-cert.pem and, if there, client-cert.pem and
+                     client-key.pem
+    tls-name=HOST    the name in the server's certificate, if it is not HOST
   file: also takes
     size=SIZE        made with this size, as a sparse file, if it is not there
     direct           past the page cache
     cache=through    every write reaches the medium before it is done (default: back, which
                      leaves that to the guest's flushes)
-    readonly         it is opened for reading only
     discard=off      what the guest discards stays allocated
     sqpoll           a thread of the kernel looks for requests: no system calls, but a CPU
 

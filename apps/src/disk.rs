@@ -1,12 +1,24 @@
 //! `--disk`: one small language for everything that can be a disk.
+//!
+//! A disk is written `kind:ADDRESS,option=value,...`; all kinds and options are in docs/storage.md.
+
+mod before;
+mod nbd;
+#[cfg(feature = "rbd")]
+mod rbd;
 
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use vvu_pmd::bdev::file::{File, FileConfig};
+use vvu_pmd::bdev::nbd::Nbd;
+#[cfg(feature = "rbd")]
+use vvu_pmd::bdev::rbd::{Rbd, RbdConfig};
 use vvu_pmd::bdev::{Disk, DiskError, Geometry, Mem, Null};
 
+use self::before::Before;
+use self::nbd::NbdSpec;
 use crate::port::Options;
 
 /// What is behind a disk.
@@ -18,6 +30,11 @@ enum Kind {
     Mem { size: u64 },
     /// A file or a block device.
     File(FileConfig),
+    /// What a server exports.
+    Nbd(NbdSpec),
+    /// An image in a Ceph cluster.
+    #[cfg(feature = "rbd")]
+    Rbd(RbdConfig),
 }
 
 /// One `--disk`, parsed, with its own text as its name.
@@ -27,6 +44,7 @@ pub(crate) struct DiskSpec {
     kind: Kind,
     /// Bytes of a logical block; the disk's own if there is none.
     block: Option<u32>,
+    before: Before,
 }
 
 impl FromStr for DiskSpec {
@@ -34,14 +52,35 @@ impl FromStr for DiskSpec {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (scheme, rest) = text.split_once(':').ok_or_else(|| {
-            format!("{text:?} has no kind; write file:PATH, mem:SIZE or null:SIZE")
+            format!("{text:?} has no kind; write file:PATH, nbd:HOST, rbd:POOL/IMAGE, mem:SIZE or null:SIZE")
         })?;
         let mut parts = rest.split(',');
         let target = parts.next().unwrap_or_default();
         let mut options = Options::new(parts)?;
-        let block = options.take("block", block)?;
+        let before = Before::take(&mut options)?;
+        // Others have the blocks that they have.
+        let block = match scheme {
+            "file" | "mem" | "null" => options.take("block", block)?,
+            _ => None,
+        };
         let kind = match scheme {
-            "file" => Kind::File(file(target, block, &mut options)?),
+            "file" => Kind::File(FileConfig {
+                read_only: before.is_read_only(),
+                ..file(target, block, &mut options)?
+            }),
+            "nbd" => Kind::Nbd(NbdSpec::take(target, &mut options)?),
+            #[cfg(feature = "rbd")]
+            "rbd" => Kind::Rbd(RbdConfig {
+                read_only: before.is_read_only(),
+                ..rbd::take(target, &mut options)?
+            }),
+            #[cfg(not(feature = "rbd"))]
+            "rbd" => {
+                return Err(
+                    "this vvu was built without Ceph: build it with --features rbd, as                      docs/storage.md says"
+                        .into(),
+                );
+            }
             "null" => Kind::Null {
                 size: bytes(target)?,
             },
@@ -50,7 +89,7 @@ impl FromStr for DiskSpec {
             },
             _ => {
                 return Err(format!(
-                    "{scheme:?} is not a kind of disk; there are file, mem and null"
+                    "{scheme:?} is not a kind of disk; there are file, nbd, rbd, mem and null"
                 ));
             }
         };
@@ -59,6 +98,7 @@ impl FromStr for DiskSpec {
             name: format!("{scheme}:{target}"),
             kind,
             block,
+            before,
         })
     }
 }
@@ -66,15 +106,23 @@ impl FromStr for DiskSpec {
 impl DiskSpec {
     /// Opens it.
     pub(crate) fn open(&self) -> Result<Arc<dyn Disk>, DiskError> {
+        let unfit = |reason| DiskError::Unfit {
+            disk: self.name.clone(),
+            reason,
+        };
         let mut geometry = Geometry::default();
         if let Some(block) = self.block {
             geometry.logical_block = block;
         }
-        Ok(match &self.kind {
+        let disk: Arc<dyn Disk> = match &self.kind {
             Kind::Null { size } => Arc::new(Null::new(&self.name, *size, geometry)),
             Kind::Mem { size } => Arc::new(Mem::new(&self.name, *size, geometry)?),
             Kind::File(config) => Arc::new(File::open(config.clone())?),
-        })
+            Kind::Nbd(spec) => Nbd::open(&self.name, spec.config().map_err(unfit)?)?,
+            #[cfg(feature = "rbd")]
+            Kind::Rbd(config) => Rbd::open(&self.name, config.clone())?,
+        };
+        Ok(self.before.wrap(disk))
     }
 }
 
@@ -83,22 +131,25 @@ fn file(target: &str, block: Option<u32>, options: &mut Options<'_>) -> Result<F
     if target.is_empty() {
         return Err("file: needs a path, as in file:/srv/disk.img".into());
     }
-    let cache = |value: &str| match value {
-        "back" => Ok(true),
-        "through" => Ok(false),
-        _ => Err(format!("{value:?} is neither back nor through")),
-    };
     let new = FileConfig::new(Path::new(target));
     Ok(FileConfig {
         direct: options.switch("direct")?.unwrap_or(new.direct),
         sqpoll: options.switch("sqpoll")?.unwrap_or(new.sqpoll),
-        read_only: options.switch("readonly")?.unwrap_or(new.read_only),
         write_back: options.take("cache", cache)?.unwrap_or(new.write_back),
         discard: options.switch("discard")?.unwrap_or(new.discard),
         create: options.take("size", bytes)?,
         block,
         ..new
     })
+}
+
+/// Whether writes may be done before they are safe.
+fn cache(text: &str) -> Result<bool, String> {
+    match text {
+        "back" => Ok(true),
+        "through" => Ok(false),
+        _ => Err(format!("{text:?} is neither back nor through")),
+    }
 }
 
 /// Size of a block.
@@ -152,6 +203,13 @@ mod tests {
         let text = "file:/srv/a=b.img,direct=on,sqpoll,cache=through,discard=off,size=10G";
         assert_eq!(parse(text).kind, Kind::File(file));
         assert_eq!(parse(text).name, "file:/srv/a=b.img");
+        let Kind::File(file) = parse("file:/a,readonly,iops=5").kind else {
+            panic!("a file");
+        };
+        assert!(file.read_only);
+        let nbd = parse("nbd:storage:1234,export=a,cache=through,mbps=5");
+        assert!(matches!(nbd.kind, Kind::Nbd(_)));
+        assert_eq!(nbd.name, "nbd:storage:1234");
     }
 
     #[test]
@@ -159,6 +217,8 @@ mod tests {
         for (text, reason) in [
             ("disk.img", "write file:PATH"),
             ("nfs:/a", "not a kind of disk"),
+            ("nbd:storage,block=512", "a nbd: disk has no option"),
+            ("nbd:storage:port", "is not HOST"),
             ("file:", "needs a path"),
             ("file:/a,direct=yes", "on or off"),
             ("file:/a,cache=none", "neither back nor through"),

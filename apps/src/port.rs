@@ -202,7 +202,8 @@ fn uplink(scheme: &str, target: &str, options: &mut Options<'_>) -> Result<Kind,
     })
 }
 
-fn path(text: &str) -> Result<PathBuf, String> {
+/// A file's path.
+pub(crate) fn path(text: &str) -> Result<PathBuf, String> {
     match text.is_empty() {
         true => Err("a file's path cannot be empty".into()),
         false => Ok(text.into()),

@@ -504,7 +504,7 @@ fn what_the_disk_says_is_what_the_driver_hears() {
         let Ok(plan) = plan else {
             panic!("{plan:?}");
         };
-        let (_device, face, mut driver) = start(Faulty::new(mem(), plan));
+        let (_device, face, mut driver) = start(Faulty::before(mem(), plan));
         for number in 1..=6 {
             let expected = if number % 2 == 0 { status } else { OK };
             assert_eq!(driver.ask(0, OUT, 0, &[1; 512], 0).status(), expected);
@@ -521,7 +521,7 @@ fn a_stopped_ring_has_given_everything_back() {
     for features in [SPLIT, PACKED] {
         let wait = Duration::from_secs(3600);
         let (mut device, face) = device(
-            Delay::new(mem(), wait, wait),
+            Delay::before(mem(), wait, wait),
             BlkConfig::default(),
             Polling::default(),
         );
@@ -557,7 +557,7 @@ fn a_stopped_ring_has_given_everything_back() {
 #[test]
 fn memory_moves_while_requests_are_in_flight() {
     let wait = Duration::from_millis(2);
-    let disk = Delay::new(mem(), wait, 4 * wait);
+    let disk = Delay::before(mem(), wait, 4 * wait);
     let (mut device, _) = device(disk, BlkConfig::default(), Polling::default());
     let guest = MockBlk::memory(1);
     let mut driver = MockBlk::start(&mut device, guest.clone(), SPLIT, 1, 64, false);
@@ -584,7 +584,7 @@ fn memory_moves_while_requests_are_in_flight() {
 fn a_worker_sleeps_while_the_disk_works() {
     let wait = Duration::from_millis(300);
     for polling in [Polling::Adaptive, Polling::Interrupt] {
-        let disk = Delay::new(mem(), wait, wait);
+        let disk = Delay::before(mem(), wait, wait);
         let workers = BlkWorkers::new(&[0], polling).unwrap();
         let face = Face::new("test", disk, BlkConfig::default());
         let mut device = BlkDevice::new(face, Arc::clone(&workers));
@@ -648,4 +648,57 @@ fn queues_that_are_not_there() {
         device.set_features(more),
         Err(DeviceError::Features { .. })
     ));
+}
+
+/// A whole connection, with a front-end that others wrote.
+#[test]
+fn a_front_end_hears_that_its_disk_has_grown() {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use vhost::vhost_user::{
+        Frontend, VhostUserFrontend, VhostUserProtocolFeatures, message::VhostUserConfigFlags,
+    };
+    use vhost::{VhostBackend, vhost_user::message::VhostUserVirtioFeatures};
+    use vvu::session::Session;
+    use vvu::transport::unix::UnixTransport;
+
+    let path = Temp::new("grown.sock");
+    let temp = Temp::new("grown");
+    let disk = temp.disk(false).unwrap();
+    let (device, _) = device(Arc::clone(&disk), BlkConfig::default(), Polling::default());
+    let transport = UnixTransport::listen(&path.0).unwrap();
+    let session = Session::spawn(Box::new(transport), Box::new(device)).unwrap();
+
+    let mut front_end = Frontend::connect(&path.0, 1).unwrap();
+    let features = front_end.get_features().unwrap();
+    front_end.set_owner().unwrap();
+    front_end.set_features(features & !(1 << 26)).unwrap();
+    assert!(features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0);
+    let offered = front_end.get_protocol_features().unwrap();
+    let wanted = VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::REPLY_ACK;
+    assert!(offered.contains(wanted), "{offered:?}");
+    front_end.set_protocol_features(wanted).unwrap();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    front_end.set_backend_request_fd(&theirs).unwrap();
+    drop(theirs);
+    let mut capacity = || {
+        let flags = VhostUserConfigFlags::empty();
+        let (_, bytes) = front_end.get_config(0, 8, flags, &[0; 8]).unwrap();
+        u64::from_le_bytes(bytes.try_into().unwrap())
+    };
+    assert_eq!(capacity(), SECTORS);
+
+    let file = std::fs::File::options().write(true).open(&temp.0).unwrap();
+    file.set_len(2 * SIZE).unwrap();
+    disk.refresh().unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut message = [0; 12];
+    ours.read_exact(&mut message).unwrap();
+    assert_eq!(message, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(capacity(), 2 * SECTORS);
+    drop(session);
 }

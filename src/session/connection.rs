@@ -47,6 +47,10 @@ pub(super) struct State {
     pub(super) memory: Arc<MemTable>,
     /// Where to keep book of requests in flight.
     pub(super) inflight: Option<Buffer>,
+    /// Whether the front-end hears requests of ours...
+    pub(super) listens: bool,
+    /// ...and what it knows of changes of the configuration space.
+    pub(super) config_changes: Option<u64>,
     /// Requests refused.
     refusals: u32,
     /// All rings of the device.
@@ -80,6 +84,7 @@ impl Connection {
         let rings = self.device.queues().min(self.transport.max_rings());
         self.state = State {
             rings: (0..rings).map(Ring::new).collect(),
+            config_changes: self.device.config_changes(),
             ..State::default()
         };
         self.status.connected();
@@ -174,6 +179,7 @@ impl Connection {
             Request::SetConfig(config) => self.set_config(&config),
             Request::GetInflightFd(wanted) => self.get_inflight_fd(wanted),
             Request::SetInflightFd(buffer) => self.set_inflight_fd(&buffer, attached),
+            Request::SetBackendReqFd => self.set_backend_req_fd(attached),
             Request::ResetDevice => self.reset_device(),
             Request::GetMaxMemSlots => self.get_max_mem_slots(),
             Request::AddMemReg(region) => self.add_mem_reg(region, attached),

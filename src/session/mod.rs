@@ -31,6 +31,7 @@
 //! | `rings`, `ring` | ring set-up, start, change, stop; what makes a valid ring |
 //! | `status` | counters for others to read |
 
+mod changes;
 mod connection;
 mod error;
 mod inflight;

@@ -77,6 +77,9 @@ impl Connection {
                 features |= ProtocolFeatures::MTU;
             }
         }
+        if self.device.config_changes().is_some() {
+            features |= ProtocolFeatures::BACKEND_REQ;
+        }
         if self.device.tracks_inflight() {
             features |= ProtocolFeatures::INFLIGHT_SHMFD;
         }

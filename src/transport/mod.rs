@@ -176,6 +176,18 @@ pub trait Transport: Send {
         attached: Vec<OwnedFd>,
     ) -> Result<Call, TransportError>;
 
+    /// Where the front-end hears requests of ours (SET_BACKEND_REQ_FD), until the connection ends.
+    fn backend_channel(&mut self, _attached: Vec<OwnedFd>) -> Result<(), TransportError> {
+        Err(TransportError::Send(
+            "this transport carries no requests of ours".to_owned(),
+        ))
+    }
+
+    /// Sends a request of ours there. Never waits; false if there is no such place, or not any more.
+    fn send_request(&mut self, _message: &Message) -> bool {
+        false
+    }
+
     /// Ends the current connection, if any, and waits for the next one. All rings must have been
     /// stopped. No `Disconnected` event follows.
     fn disconnect(&mut self);

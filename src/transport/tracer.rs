@@ -124,6 +124,18 @@ impl<W: Write + Send> Transport for Tracer<W> {
         self.failure(result)
     }
 
+    fn backend_channel(&mut self, attached: Vec<OwnedFd>) -> Result<(), TransportError> {
+        let result = self.inner.backend_channel(attached);
+        self.failure(result)
+    }
+
+    fn send_request(&mut self, message: &Message) -> bool {
+        let sent = self.inner.send_request(message);
+        let text = format!("request {} of the back-end, sent: {sent}", message.request);
+        self.line("<=", text);
+        sent
+    }
+
     fn kick(
         &mut self,
         index: u16,

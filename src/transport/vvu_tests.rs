@@ -188,7 +188,7 @@ fn features_that_need_descriptors_are_never_offered() {
     }
     assert_eq!(offered >> 24, 0);
     // In-flight buffers need a device that carries them.
-    let (_rig, transport) = transport(Shape::crosvm());
+    let (_rig, transport) = self::transport(Shape::crosvm());
     assert_eq!(transport.protocol_features() >> 12 & 1, 0);
 }
 

@@ -141,6 +141,12 @@ pub trait VirtioDevice: Send {
     /// Bytes of configuration space from `offset` on (VIRTIO 1.2, 2.5). All of `data` or an error.
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// How often the configuration space has changed by itself, for devices where that happens. The
+    /// front-end is told when the number is another one.
+    fn config_changes(&self) -> Option<u64> {
+        None
+    }
+
     /// The driver writes configuration space.
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError>;
 

@@ -146,6 +146,10 @@ impl VirtioDevice for BlkDevice {
         true
     }
 
+    fn config_changes(&self) -> Option<u64> {
+        Some(self.face.resizes())
+    }
+
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
         let space = self.face.space();
         let start = offset as usize;

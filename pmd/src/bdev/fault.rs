@@ -120,7 +120,7 @@ pub struct Faulty {
 
 impl Faulty {
     /// `disk`, failing after `plan`.
-    pub fn new(disk: Arc<dyn Disk>, plan: Plan) -> Arc<dyn Disk> {
+    pub fn before(disk: Arc<dyn Disk>, plan: Plan) -> Arc<dyn Disk> {
         Arc::new(Self {
             disk,
             plan,

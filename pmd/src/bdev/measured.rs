@@ -1,10 +1,10 @@
 //! A disk whose requests are timed, from their submission to their answer.
 //!
 //! Each channel counts for itself; the disk knows the counts of all of them and adds them up when
-//! somebody asks.
+//! somebody asks. A channel that ends leaves its counts to the disk.
 
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::slots::Slots;
@@ -39,6 +39,32 @@ struct OpStats {
 
 type ChannelStats = [OpStats; OPS.len()];
 
+/// Counts of all channels.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Of those that are in use.
+    channels: Vec<Arc<ChannelStats>>,
+    /// Of those that were.
+    past: Vec<OpSnapshot>,
+}
+
+/// What channels did together with `past`.
+fn sum<'c>(
+    past: &[OpSnapshot],
+    channels: impl Iterator<Item = &'c ChannelStats>,
+) -> Vec<OpSnapshot> {
+    let mut ops = past.to_vec();
+    if ops.is_empty() {
+        ops.extend(OPS.map(OpSnapshot::new));
+    }
+    for channel in channels {
+        for (op, stats) in ops.iter_mut().zip(channel) {
+            op.add(stats);
+        }
+    }
+    ops
+}
+
 /// What a disk did with one kind of request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpSnapshot {
@@ -52,12 +78,34 @@ pub struct OpSnapshot {
     pub errors: Vec<(&'static str, u64)>,
 }
 
+impl OpSnapshot {
+    fn new(op: &'static str) -> Self {
+        Self {
+            op,
+            latency: LatencySnapshot::default(),
+            bytes: 0,
+            errors: IoError::REASONS.map(|reason| (reason, 0)).to_vec(),
+        }
+    }
+
+    fn add(&mut self, stats: &OpStats) {
+        self.latency.add(&stats.latency);
+        self.bytes += stats.bytes.get();
+        for ((_, count), counter) in self.errors.iter_mut().zip(&stats.errors) {
+            *count += counter.get();
+        }
+    }
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Measured {
     disk: Arc<dyn Disk>,
-    /// Of channels that there are and that there were: a disk has few in its life.
-    counts: Mutex<Vec<Arc<ChannelStats>>>,
+    counts: Arc<Mutex<Counts>>,
+}
+
+fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Measured {
@@ -65,33 +113,14 @@ impl Measured {
     pub fn new(disk: Arc<dyn Disk>) -> Arc<Self> {
         Arc::new(Self {
             disk,
-            counts: Mutex::default(),
+            counts: Arc::default(),
         })
     }
 
     /// The counts so far of every kind of request.
     pub fn snapshot(&self) -> Vec<OpSnapshot> {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |(at, op): (usize, &'static str)| {
-            let all = || counts.iter().filter_map(move |channel| channel.get(at));
-            let mut latency = LatencySnapshot::default();
-            all().for_each(|stats| latency.add(&stats.latency));
-            let errors = |(n, name): (usize, &'static str)| {
-                let count = all().filter_map(|stats| stats.errors.get(n));
-                (name, count.map(Counter::get).sum())
-            };
-            OpSnapshot {
-                op,
-                latency,
-                bytes: all().map(|stats| stats.bytes.get()).sum(),
-                errors: IoError::REASONS
-                    .into_iter()
-                    .enumerate()
-                    .map(errors)
-                    .collect(),
-            }
-        };
-        OPS.into_iter().enumerate().map(of).collect()
+        let counts = lock(&self.counts);
+        sum(&counts.past, counts.channels.iter().map(|stats| &**stats))
     }
 }
 
@@ -115,9 +144,9 @@ impl Disk for Measured {
     fn channel(&self) -> Result<Box<dyn Channel>, DiskError> {
         let inner = self.disk.channel()?;
         let stats: Arc<ChannelStats> = Arc::default();
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.push(Arc::clone(&stats));
+        lock(&self.counts).channels.push(Arc::clone(&stats));
         Ok(Box::new(MeasuredChannel {
+            counts: Arc::clone(&self.counts),
             inner,
             stats,
             started: Slots::default(),
@@ -140,6 +169,7 @@ struct Started {
 
 #[derive(Debug)]
 struct MeasuredChannel {
+    counts: Arc<Mutex<Counts>>,
     inner: Box<dyn Channel>,
     stats: Arc<ChannelStats>,
     started: Slots<Started>,
@@ -203,5 +233,15 @@ impl Channel for MeasuredChannel {
 
     fn hurry(&mut self) {
         self.inner.hurry();
+    }
+}
+
+impl Drop for MeasuredChannel {
+    fn drop(&mut self) {
+        let mut counts = lock(&self.counts);
+        counts
+            .channels
+            .retain(|stats| !Arc::ptr_eq(stats, &self.stats));
+        counts.past = sum(&counts.past, std::iter::once(&*self.stats));
     }
 }

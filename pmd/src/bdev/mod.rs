@@ -32,10 +32,12 @@
 //! | `mem` | a disk in memory |
 //! | `file` | a disk in a file, or a block device |
 //! | `nbd` | a disk that an NBD server has |
+//! | `rbd` | a disk that is an image in a Ceph cluster |
 //! | `readonly` | before another disk: it is not written |
 //! | `paced`, `held` | before another disk: requests wait, for a throttle or a delay |
 //! | `measured` | before another disk: how long requests take |
 //! | `fault` | before another disk: it fails as told |
+//! | `volatile` | before another disk: what is not flushed does not survive a power cut |
 //! | `bytes`, `slots`, `timer` | what several of these need |
 //!
 //! This room knows no virtio, no rings and no workers.
@@ -51,11 +53,14 @@ mod mem;
 pub mod nbd;
 mod null;
 mod paced;
+#[cfg(feature = "rbd")]
+pub mod rbd;
 mod readonly;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod volatile;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -73,6 +78,7 @@ pub use mem::Mem;
 pub use null::Null;
 pub use paced::{Delay, Rates, Throttle};
 pub use readonly::ReadOnly;
+pub use volatile::{Power, Volatile};
 
 /// A disk. See the [module](self).
 pub trait Disk: fmt::Debug + Send + Sync {

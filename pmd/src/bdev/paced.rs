@@ -106,7 +106,7 @@ impl Pace for Late {
         let step = 0x9e37_79b9_7f4a_7c15;
         let n = self.random.fetch_add(step, Ordering::Relaxed);
         let share = (n ^ (n >> 32)).wrapping_mul(step) >> 32;
-        let extra = span.as_nanos() * u128::from(share) >> 32;
+        let extra = (span.as_nanos() * u128::from(share)) >> 32;
         now + self.least + Duration::from_nanos(u64::try_from(extra).unwrap_or(0))
     }
 }
@@ -117,7 +117,7 @@ pub struct Throttle;
 
 impl Throttle {
     /// `disk`, no faster than `rates`.
-    pub fn new(disk: Arc<dyn Disk>, rates: Rates) -> Arc<dyn Disk> {
+    pub fn before(disk: Arc<dyn Disk>, rates: Rates) -> Arc<dyn Disk> {
         let pace = Rated {
             rates,
             start: Instant::now(),
@@ -138,7 +138,7 @@ pub struct Delay;
 
 impl Delay {
     /// `disk`, where each request is late by `least` to `most`.
-    pub fn new(disk: Arc<dyn Disk>, least: Duration, most: Duration) -> Arc<dyn Disk> {
+    pub fn before(disk: Arc<dyn Disk>, least: Duration, most: Duration) -> Arc<dyn Disk> {
         let pace = Late {
             least,
             most,

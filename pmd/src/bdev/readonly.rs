@@ -12,7 +12,7 @@ pub struct ReadOnly(Arc<dyn Disk>);
 
 impl ReadOnly {
     /// `disk`, only to be read.
-    pub fn new(disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
+    pub fn before(disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
         Arc::new(Self(disk))
     }
 }

@@ -29,7 +29,7 @@ fn bytes_go_to_any_place_in_data() {
 #[test]
 fn a_read_only_disk_is_read_and_nothing_else() {
     let fake = Fake::new(8192);
-    let disk = ReadOnly::new(fake.clone());
+    let disk = ReadOnly::before(fake.clone());
     let abilities = disk.abilities();
     assert!(abilities.read_only && abilities.discard.is_none());
     assert!(abilities.write_zeroes.is_none());
@@ -70,7 +70,7 @@ fn a_throttle_lets_no_more_through_than_it_may() {
         (rates(Some(100), Some(1000 * 512), 0), 51),
         (rates(Some(1000), Some(100 * 512), 0), 51),
     ] {
-        let disk = Throttle::new(Fake::new(8192), rates);
+        let disk = Throttle::before(Fake::new(8192), rates);
         // So that a burst's worth is there.
         std::thread::sleep(rates.burst);
         let mut channel = disk.channel().unwrap();
@@ -88,7 +88,7 @@ fn a_throttle_lets_no_more_through_than_it_may() {
 #[test]
 fn who_comes_first_to_a_throttle_goes_first_on_whatever_channel() {
     let fake = Fake::new(1 << 20);
-    let disk = Throttle::new(fake.clone(), rates(Some(50), None, 0));
+    let disk = Throttle::before(fake.clone(), rates(Some(50), None, 0));
     let mut channels = [disk.channel().unwrap(), disk.channel().unwrap()];
     for n in 0..10u64 {
         channels[n as usize % 2].submit(&mut vec![read(n, n * 512, 512)]);
@@ -111,7 +111,7 @@ fn who_comes_first_to_a_throttle_goes_first_on_whatever_channel() {
 
 #[test]
 fn nonsense_costs_nothing_at_a_throttle() {
-    let disk = Throttle::new(Fake::new(8192), rates(Some(1), Some(1), 0));
+    let disk = Throttle::before(Fake::new(8192), rates(Some(1), Some(1), 0));
     let mut channel = disk.channel().unwrap();
     let nonsense = (0..100).map(|n| bare(n, Op::Discard, u64::MAX - n, n));
     channel.submit(&mut nonsense.collect());
@@ -130,7 +130,7 @@ fn nonsense_costs_nothing_at_a_throttle() {
 fn a_delay_makes_late_and_mixes_up() {
     let fake = Fake::new(1 << 20);
     let (least, most) = (Duration::from_millis(20), Duration::from_millis(40));
-    let disk = Delay::new(fake.clone(), least, most);
+    let disk = Delay::before(fake.clone(), least, most);
     let mut channel = disk.channel().unwrap();
     let start = Instant::now();
     channel.submit(&mut (0..50).map(|n| read(n, n * 512, 512)).collect());
@@ -146,7 +146,7 @@ fn a_delay_makes_late_and_mixes_up() {
 #[test]
 fn what_shall_fail_fails_and_nothing_else() {
     let fails = |plan: &str| -> Vec<u64> {
-        let disk = Faulty::new(Fake::new(8192), plan.parse().unwrap());
+        let disk = Faulty::before(Fake::new(8192), plan.parse().unwrap());
         let mut channel = disk.channel().unwrap();
         let both = |n: u64| [write(2 * n, 0, &BLOCK), read(2 * n + 1, 0, 512)];
         channel.submit(&mut (0..5).flat_map(both).collect());
@@ -180,12 +180,12 @@ fn plans_of_failure_that_make_no_sense() {
 
 #[test]
 fn a_measured_disk_counts_what_was_done_and_what_failed() {
-    let slow = Delay::new(
+    let slow = Delay::before(
         Fake::slow(8192, 1),
         Duration::from_millis(5),
         Duration::from_millis(5),
     );
-    let faulty = Faulty::new(slow, "flush:every:2:EIO".parse().unwrap());
+    let faulty = Faulty::before(slow, "flush:every:2:EIO".parse().unwrap());
     let disk = Measured::new(faulty);
     let mut channels = [disk.channel().unwrap(), disk.channel().unwrap()];
     for channel in &mut channels {
@@ -197,8 +197,9 @@ fn a_measured_disk_counts_what_was_done_and_what_failed() {
             assert_eq!((done.token, done.result.is_err()), (n, n % 2 == 1));
         }
     }
-    drop(channels);
     let ops = disk.snapshot();
+    drop(channels);
+    assert_eq!(disk.snapshot(), ops, "a channel leaves its counts");
     let [reads, writes, flushes, ..] = &ops[..] else {
         panic!("{ops:?}");
     };
@@ -211,4 +212,97 @@ fn a_measured_disk_counts_what_was_done_and_what_failed() {
     assert_eq!((writes.op, writes.latency.total()), ("write", 0));
     assert_eq!((flushes.op, flushes.latency.total()), ("flush", 10));
     assert_eq!(flushes.errors[0], ("io", 10));
+}
+
+#[test]
+fn a_power_cut_takes_what_was_not_flushed_and_nothing_else() {
+    let fake = Fake::slow(1 << 20, 1);
+    let disk = Volatile::new(fake.clone(), 1 << 20);
+    let power = disk.power();
+    let mut channels = [disk.channel().unwrap(), disk.channel().unwrap()];
+    let block = |n: u8| vec![n; 512];
+    let at = |n: u64| fake.bytes()[n as usize * 512..][..512].to_vec();
+    for n in 1..=4 {
+        let channel = &mut channels[n as usize % 2];
+        assert_eq!(
+            one(&mut **channel, write(n, n * 512, &block(1))).result,
+            Ok(())
+        );
+    }
+    assert_eq!(fake.log(), [], "nothing reaches the disk before a flush");
+    // What was written is read, from either channel, beside what is on the disk.
+    let done = one(&mut *channels[0], read(0, 0, 6 * 512));
+    let wanted = [block(0), vec![1; 4 * 512], block(0)].concat();
+    assert_eq!(content(&done.data), wanted);
+    // A write that must be safe takes no other one along.
+    let safe = Request {
+        fua: true,
+        ..write(0, 2 * 512, &block(2))
+    };
+    assert_eq!(one(&mut *channels[0], safe).result, Ok(()));
+    assert_eq!((at(1), at(2), at(3)), (block(0), block(2), block(0)));
+    // Two flushes at once, of which one waits for the other.
+    for channel in &mut channels {
+        channel.submit(&mut vec![bare(0, Op::Flush, 0, 0)]);
+    }
+    one(&mut *channels[1], write(0, 4 * 512, &block(3)));
+    for channel in &mut channels {
+        let start = Instant::now();
+        let mut done = Vec::new();
+        while channel.in_flight() > 0 {
+            assert!(start.elapsed() < fake::PATIENCE);
+            channel.reap(&mut done);
+        }
+    }
+    assert_eq!((at(1), at(2), at(3)), (block(1), block(2), block(1)));
+    one(&mut *channels[0], write(0, 5 * 512, &block(3)));
+    power.cut();
+    for request in [
+        read(0, 0, 512),
+        write(0, 0, &block(9)),
+        bare(0, Op::Flush, 0, 0),
+    ] {
+        assert_eq!(one(&mut *channels[0], request).result, Err(IoError::Gone));
+    }
+    power.restore();
+    let done = one(&mut *channels[0], read(0, 512, 5 * 512));
+    let wanted = [block(1), block(2), block(1), at(4), block(0)].concat();
+    assert_eq!(content(&done.data), wanted);
+}
+
+#[test]
+fn what_is_written_again_while_it_is_flushed_stays_newer() {
+    let fake = Fake::slow(1 << 20, 1);
+    let disk = Volatile::new(fake.clone(), 1 << 20);
+    let mut channel = disk.channel().unwrap();
+    one(&mut *channel, write(0, 0, &[1; 512]));
+    channel.submit(&mut vec![
+        bare(0, Op::Flush, 0, 0),
+        write(1, 0, &[2; 512]),
+        read(2, 0, 512),
+        bare(3, Op::Flush, 0, 0),
+        bare(4, Op::WriteZeroes { unmap: false }, 512, 512),
+    ]);
+    let done = wait(&mut *channel, 5);
+    assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+    assert_eq!(content(&done[2].data), [2; 512]);
+    assert_eq!(fake.bytes()[..512], [2; 512]);
+    assert_eq!(channel.in_flight(), 0);
+}
+
+#[test]
+fn a_flush_that_fails_loses_nothing_and_a_full_cache_is_written() {
+    let fake = Fake::new(1 << 20);
+    let faulty = Faulty::before(fake.clone(), "write:nth:1:EIO".parse().unwrap());
+    let disk = Volatile::new(faulty, 4096);
+    let mut channel = disk.channel().unwrap();
+    one(&mut *channel, write(0, 0, &[1; 512]));
+    let flush = || bare(0, Op::Flush, 0, 0);
+    assert_eq!(one(&mut *channel, flush()).result, Err(IoError::Io(5)));
+    let done = one(&mut *channel, read(0, 0, 512));
+    assert_eq!(content(&done.data), [1; 512]);
+    assert_eq!(one(&mut *channel, flush()).result, Ok(()));
+    assert_eq!(fake.bytes()[..512], [1; 512]);
+    assert_eq!(one(&mut *channel, write(0, 0, &[2; 8192])).result, Ok(()));
+    assert_eq!(fake.bytes()[..8192], [2; 8192]);
 }

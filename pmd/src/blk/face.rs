@@ -1,11 +1,11 @@
 //! What all queues of a block device have in common.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::config::{BlkConfig, ID, SPACE, WRITEBACK};
 use super::stats::{QueueStats, Snapshot, Stats};
-use crate::bdev::{Disk, ReadOnly};
+use crate::bdev::{Disk, ReadOnly, Resized};
 
 /// A disk as its driver sees it. See the [module](super).
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Face {
     id: [u8; ID],
     /// Whether writes may be done before they have reached the medium.
     write_back: AtomicBool,
+    /// How often the disk has changed its size.
+    resizes: AtomicU64,
     stats: Stats,
 }
 
@@ -25,17 +27,21 @@ impl Face {
         let queues = config.queues.clamp(1, BlkConfig::MAX_QUEUES);
         let config = BlkConfig { queues, ..config };
         let disk = match config.read_only {
-            true => ReadOnly::new(disk),
+            true => ReadOnly::before(disk),
             false => disk,
         };
-        Arc::new(Self {
+        let face = Arc::new(Self {
             name: name.into(),
             write_back: AtomicBool::new(disk.abilities().write_back),
+            resizes: AtomicU64::new(0),
             disk,
             id: config.id(),
             stats: (0..queues).map(|_| Default::default()).collect(),
             config,
-        })
+        });
+        let listener: Arc<dyn Resized> = Arc::clone(&face) as _;
+        face.disk.size().listen(&listener);
+        face
     }
 
     /// What it is called.
@@ -85,6 +91,11 @@ impl Face {
         self.write_back.store(write_back, Ordering::Relaxed);
     }
 
+    /// How often the disk has changed its size.
+    pub fn resizes(&self) -> u64 {
+        self.resizes.load(Ordering::Relaxed)
+    }
+
     /// The configuration space now.
     pub fn space(&self) -> [u8; SPACE] {
         self.config.space(&*self.disk, self.is_write_back())
@@ -102,5 +113,12 @@ impl Face {
             }
             _ => false,
         }
+    }
+}
+
+impl Resized for Face {
+    fn resized(&self, bytes: u64) {
+        self.resizes.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(device = self.name(), bytes, "the disk has another size");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::net::SocketType;
+
 use crate::memory::{Area, Mapping, Region};
 use crate::notify::claim_eventfd;
 use crate::transport::{RegionRequest, TransportError};
@@ -47,6 +49,32 @@ pub(super) fn inflight(
         });
     };
     Ok(Mapping::of_file(fd.as_fd(), mmap_offset, size)?.into())
+}
+
+/// The one socket that came.
+pub(super) fn socket(
+    what: &'static str,
+    attached: Vec<OwnedFd>,
+) -> Result<OwnedFd, TransportError> {
+    let found = attached.len();
+    let mut fds = attached.into_iter();
+    let (Some(fd), None) = (fds.next(), fds.next()) else {
+        return Err(TransportError::Attached {
+            what,
+            found,
+            expected: 1,
+        });
+    };
+    let kind = |found| TransportError::Kind {
+        what,
+        found,
+        expected: "a stream socket",
+    };
+    match rustix::net::sockopt::socket_type(&fd) {
+        Ok(SocketType::STREAM) => Ok(fd),
+        Ok(_) => Err(kind("another socket".to_owned())),
+        Err(errno) => Err(kind(errno.to_string())),
+    }
 }
 
 /// The one eventfd that came, or none if `nofd`.

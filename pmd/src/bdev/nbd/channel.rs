@@ -56,7 +56,7 @@ impl Slot {
         }
         let most = match op {
             Op::Read | Op::Write => export.max_payload,
-            _ => u32::MAX & !(block - 1),
+            _ => !(block - 1),
         };
         let left = u32::try_from(len - self.at).unwrap_or(u32::MAX).min(most);
         (op, Command::new(op == Op::Read, offset + self.at, left))

@@ -79,6 +79,18 @@ impl Link {
         })
     }
 
+    /// One on a socket that is there.
+    #[cfg(feature = "test-utils")]
+    pub(super) fn at(
+        config: &Config,
+        addresses: &Addresses,
+        socket: OwnedFd,
+    ) -> Result<Self, NbdError> {
+        let mut link = Self::new(config, addresses)?;
+        link.start(Stream::new(socket), Instant::now())?;
+        Ok(link)
+    }
+
     /// What becomes readable when a look is worth it, apart from [`Link::next`].
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
@@ -124,6 +136,10 @@ impl Link {
 
     fn begin(&mut self, now: Instant) -> Result<(), NbdError> {
         let stream = self.addresses.connect()?;
+        self.start(stream, now)
+    }
+
+    fn start(&mut self, stream: Stream, now: Instant) -> Result<(), NbdError> {
         let edge = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         epoll::add(&self.epoll, stream.fd(), EventData::new_u64(0), edge)
             .map_err(NbdError::io("cannot watch the socket"))?;

@@ -11,8 +11,8 @@
 //! | `channel` | requests on a link: what is in flight, deadlines, again after a loss |
 //!
 //! The protocol is that of the document "The NBD protocol" of the NetworkBlockDevice project.
-//! There is a connection for each worker, and thus the server must allow several
-//! (`NBD_FLAG_CAN_MULTI_CONN`) if several workers use the disk.
+//! There is a connection for each channel, and thus the server must allow several
+//! (`NBD_FLAG_CAN_MULTI_CONN`) if several queues use the disk.
 //!
 //! **A server that stalls or is away.** Each request is answered within [`Config::timeout`] (and a
 //! sixteenth of it): if the server takes longer the connection is given up, the requests that took
@@ -31,6 +31,8 @@ mod error;
 mod input;
 mod link;
 mod negotiation;
+#[cfg(feature = "test-utils")]
+pub mod probe;
 mod replies;
 mod stream;
 #[cfg(test)]
@@ -69,6 +71,8 @@ pub struct Config {
     pub export: String,
     /// How long a request may take, and an attempt to connect.
     pub timeout: Duration,
+    /// Writes may be done before they have reached the medium, until a flush.
+    pub write_back: bool,
     /// How to encrypt, if at all.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<TlsConfig>>,
@@ -84,6 +88,7 @@ impl Config {
             server,
             export: export.to_owned(),
             timeout: Self::TIMEOUT,
+            write_back: true,
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -250,7 +255,7 @@ impl Disk for Nbd {
         };
         Abilities {
             read_only: export.has(transmission::READ_ONLY),
-            write_back: export.has(transmission::FLUSH),
+            write_back: self.shared.config.write_back && export.has(transmission::FLUSH),
             discard: limits(transmission::TRIM),
             write_zeroes: limits(transmission::WRITE_ZEROES),
             needs_pinnable: false,
@@ -266,8 +271,8 @@ impl Disk for Nbd {
             Err(DiskError::Unfit {
                 disk: shared.name.clone(),
                 reason: "the server does not allow several connections to this export \
-                         (NBD_FLAG_CAN_MULTI_CONN), so one worker only can use it: let it allow \
-                         them (qemu-nbd --shared=8), or use one worker"
+                         (NBD_FLAG_CAN_MULTI_CONN), so one queue only can use it: let the server \
+                         allow them (qemu-nbd --shared=8), or use one queue (queues=1)"
                     .into(),
             })
         } else {

@@ -101,11 +101,7 @@ impl Addresses {
                 fd
             }
         };
-        Ok(Stream {
-            fd,
-            #[cfg(feature = "tls")]
-            tls: None,
-        })
+        Ok(Stream::new(fd))
     }
 }
 
@@ -118,6 +114,15 @@ pub(super) struct Stream {
 }
 
 impl Stream {
+    /// On a socket that does not block.
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
+    }
+
     /// Encrypts from here on.
     #[cfg(feature = "tls")]
     pub(super) fn start_tls(&mut self, config: &TlsConfig) -> Result<(), NbdError> {

@@ -351,7 +351,7 @@ fn one_connection_only_is_one_channel_only() {
     let Err(DiskError::Unfit { reason, .. }) = disk.channel() else {
         panic!("two channels");
     };
-    assert!(reason.contains("one worker"), "{reason}");
+    assert!(reason.contains("queues=1"), "{reason}");
     assert!(disk.refresh().is_err());
     drop(channel);
     let mut channel = disk.channel().unwrap();
