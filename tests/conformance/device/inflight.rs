@@ -161,12 +161,12 @@ pub(super) fn c35_inflight_buffers(target: &dyn Target) {
 pub(super) fn c35_hostile_inflight_buffers(target: &dyn Target) {
     let mut bench = bench(target);
     let file = memory("vvu-book", 0x10000, 0x55);
+    let pages = memory("vvu-most", WINDOW, 0x42);
     let pipe = rustix::pipe::pipe().unwrap().0;
     let before = bench.descriptors();
 
     let mut front_end = connect_up(&mut bench);
     let start = set_good(&mut bench, &mut front_end, inflight(0x1000, 0), &file);
-    let pages = memory("vvu-most", WINDOW, 0x42);
     let most = region(0, WINDOW - 0x1000, 0);
     front_end.memory(PLAIN, &[most], &[&pages]);
     bench.driver.expect(request::SET_MEM_TABLE);
@@ -212,7 +212,7 @@ pub(super) fn c35_hostile_inflight_buffers(target: &dyn Target) {
     }
     bench.close(front_end);
     bench.driver.set_status(BACKEND_UP);
-    bench.wait_descriptors(before + 1);
+    bench.wait_descriptors(before);
     bench.wait_mapped("vvu-book", 0);
 
     step("a driver that does not take them");

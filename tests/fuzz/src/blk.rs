@@ -61,7 +61,10 @@ struct Driver {
 
 impl Driver {
     fn write(&self, place: usize, bytes: &[u8]) {
-        let _ = self.memory.slice().write(bytes, DATA + place % (MEMORY - DATA));
+        let _ = self
+            .memory
+            .slice()
+            .write(bytes, DATA + place % (MEMORY - DATA));
     }
 
     /// Offers a chain of at most as many buffers as there are descriptors.
@@ -107,8 +110,13 @@ impl Driver {
             let slot = USED + 4 + 8 * usize::from(self.used % SIZE);
             let id: u32 = slice.read_obj(slot).unwrap_or(0);
             let len: u32 = slice.read_obj(slot + 4).unwrap_or(0);
-            let found = self.flying.iter().position(|(heads, _)| u32::from(heads[0]) == id);
-            let (heads, room) = self.flying.remove(found.expect("nobody offered this chain"));
+            let found = self
+                .flying
+                .iter()
+                .position(|(heads, _)| u32::from(heads[0]) == id);
+            let (heads, room) = self
+                .flying
+                .remove(found.expect("nobody offered this chain"));
             assert!(len <= room, "more is written than there is room for");
             self.free.extend(heads);
             self.used = self.used.wrapping_add(1);
