@@ -86,9 +86,9 @@ pub(crate) enum Command {
     /// accounted for.
     Demo(crate::demo::Demo),
 
-    /// Be the other side: a virtual machine's network card, without the virtual machine
+    /// Be the other side: a virtual machine's network card or disk, without the virtual machine
     ///
-    /// A vhost-user-net front-end with memory and a driver of its own, for trying and testing any
+    /// A vhost-user front-end with memory and a driver of its own, for trying and testing any
     /// back-end that serves AF_UNIX sockets. Accepts VERSION_1, MRG_RXBUF, EVENT_IDX and
     /// INDIRECT_DESC where they are offered, unless told otherwise.
     ///

@@ -133,7 +133,12 @@ fn a_disk_may_be_killed_and_started_again() {
         "--reconnect",
         "--progress",
     ];
-    for options in [&["--queues", "4"][..], &["--packed"], &["--inflight"]] {
+    for options in [
+        &["--queues", "4"][..],
+        &["--packed"],
+        &["--inflight", "--queues", "2"],
+        &["--inflight", "--packed"],
+    ] {
         let mut job = start(&socket, &[&verify, options].concat());
         assert!(job.line().contains("progress"));
         drop(server);

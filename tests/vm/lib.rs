@@ -28,6 +28,7 @@
 //! | `wire` | what host and agent say to each other |
 //! | `traffic` | ping, TCP and UDP with checked contents, frame blasts between guests |
 //! | `card` | what a guest says of its interface: features, counters |
+//! | `firmware` | a disk that firmware can boot |
 //! | `disks` | the usual line-up of a guest with disks and what serves them |
 //! | `trio` | the usual line-ups of two or three neighbours and one back-end |
 //! | `store`, `tools` | guests with disks, and what they have to use them |
@@ -56,6 +57,7 @@ mod card;
 mod channel;
 mod cpio;
 mod disks;
+mod firmware;
 mod guest;
 mod image;
 mod job;
@@ -75,6 +77,7 @@ pub mod wire;
 
 pub use card::Counters;
 pub use disks::{DISK, Disks, Server};
+pub use firmware::bootable_disk;
 pub use guest::Guest;
 pub use job::{Job, Output};
 pub use lab::{Appliance, Lab, Neighbour};

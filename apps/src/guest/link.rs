@@ -283,7 +283,8 @@ impl Link {
     ) -> Result<(), GuestError> {
         let mut queues: Vec<_> = queues.collect();
         let _watchdog = self.watchdog()?;
-        if self.tracks() {
+        let tracks = self.tracks();
+        if tracks {
             self.track(tracked, &queues)?;
         } else {
             for queue in &mut queues {
@@ -295,7 +296,10 @@ impl Link {
         let set = self.frontend.set_mem_table(&memory.table());
         set.map_err(failed("SET_MEM_TABLE"))?;
         for (index, queue) in (0..).zip(&mut queues) {
-            let base = queue.ring.resume();
+            let base = match tracks {
+                true => queue.ring.stands_at(),
+                false => queue.ring.resume(),
+            };
             let base = base.map_err(|error| queue.fault(error))?;
             let ring = &queue.ring;
             let at = ring.addresses();

@@ -1,10 +1,11 @@
 //! Disks of a real guest: what was written stays, whoever is killed.
 
+use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use vvu_tests::Disks;
+use anyhow::{Context, Result, ensure};
+use vvu_tests::{Disks, bootable_disk};
 
 use crate::runner::Stage;
 
@@ -89,7 +90,7 @@ pub(crate) fn disk_vvu_killed(stage: &mut Stage) -> Result<()> {
 }
 
 fn vvu_killed(disks: &mut Disks) -> Result<()> {
-    let loads = ["vda"].map(|disk| {
+    let loads = ["vda", "sda"].map(|disk| {
         let load = [
             "--rw=randwrite",
             "--size=48M",
@@ -112,6 +113,38 @@ fn vvu_killed(disks: &mut Disks) -> Result<()> {
     disks.no_errors()
 }
 
+/// SeaBIOS boots from a disk, with a driver of its own, and reads all of it.
+pub(crate) fn disk_firmware(stage: &mut Stage) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let lab = stage.lab_with_disks()?;
+    let (disk, expected) = bootable_disk(&lab.file(""), 128)?;
+    let (file, socket) = (lab.file("boot"), lab.socket("boot"));
+    fs::write(&file, disk).with_context(|| format!("writing {}", file.display()))?;
+    let words = [
+        "blk".to_owned(),
+        format!("--port=unix:{}", socket.display()),
+        format!("--disk=file:{}", file.display()),
+    ];
+    let mut server = lab.vvu_with("blk", &words)?;
+    server.wait_for_text("ready", Duration::from_secs(10))?;
+    let guest = lab.store("firmware").blk(&socket).from_disk().boot()?;
+    let console = lab.logs().join("firmware-console.log");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let said = fs::read_to_string(&console).unwrap_or_default();
+        if said.contains(&expected) {
+            break;
+        }
+        ensure!(
+            Instant::now() < deadline && !said.contains("cannot") && !said.contains(" end"),
+            "the boot sector should have said {expected:?}, not {said:?}; {}",
+            guest.qemu_output()
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// The same disk, through an appliance.
 pub(crate) fn vvu_disk_files(stage: &mut Stage) -> Result<()> {
     files(stage.disks_via()?, "vda")
@@ -125,4 +158,83 @@ pub(crate) fn vvu_disk_power_cut(stage: &mut Stage) -> Result<()> {
 /// The program in the appliance dies.
 pub(crate) fn vvu_disk_vvu_killed(stage: &mut Stage) -> Result<()> {
     vvu_killed(stage.disks_via()?)
+}
+
+/// Files on a SCSI disk.
+pub(crate) fn scsi_files(stage: &mut Stage) -> Result<()> {
+    files(stage.disks()?, "sda")
+}
+
+/// Files on a SCSI disk, through an appliance.
+pub(crate) fn vvu_scsi_files(stage: &mut Stage) -> Result<()> {
+    files(stage.disks_via()?, "sda")
+}
+
+/// What programs for people ask of SCSI disks.
+pub(crate) fn scsi_tools(stage: &mut Stage) -> Result<()> {
+    let disks = stage.disks()?;
+    let guest = &disks.guest;
+    for argv in [
+        &["sg_turs", "/dev/sda"][..],
+        &["sg_inq", "/dev/sda"],
+        &["sg_vpd", "--page=di", "/dev/sda"],
+        &["sg_vpd", "--page=bl", "/dev/sda"],
+        &["sg_vpd", "--page=lbpv", "/dev/sda"],
+        &["sg_readcap", "--16", "/dev/sda"],
+        &["sg_modes", "--page=8", "/dev/sda"],
+        &["sg_opcodes", "/dev/sda"],
+        &["sg_sync", "/dev/sda"],
+        &["sg_verify", "--lba=0", "--count=64", "/dev/sda"],
+        &[
+            "sg_write_same",
+            "--16",
+            "--lba=0",
+            "--num=128",
+            "--in=/dev/zero",
+            "--xferlen=512",
+            "/dev/sda",
+        ],
+        &["sg_unmap", "--lba=128", "--num=128", "--force", "/dev/sda"],
+        &["sg_get_lba_status", "--lba=0", "/dev/sda"],
+        &["sg_persist", "--in", "--report-capabilities", "/dev/sda"],
+        &[
+            "sg_persist",
+            "--out",
+            "--register",
+            "--param-sark=abc",
+            "/dev/sda",
+        ],
+        &[
+            "sg_persist",
+            "--out",
+            "--reserve",
+            "--param-rk=abc",
+            "--prout-type=1",
+            "/dev/sda",
+        ],
+        &[
+            "sg_persist",
+            "--out",
+            "--release",
+            "--param-rk=abc",
+            "--prout-type=1",
+            "/dev/sda",
+        ],
+        &[
+            "sg_persist",
+            "--out",
+            "--register",
+            "--param-rk=abc",
+            "--param-sark=0",
+            "/dev/sda",
+        ],
+    ] {
+        guest.run(argv)?;
+    }
+    let units = guest.run(&["sg_luns", "/dev/sda"])?.stdout;
+    ensure!(
+        units.contains("Lun list length = 16"),
+        "two units, not {units}"
+    );
+    disks.no_errors()
 }

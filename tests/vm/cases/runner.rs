@@ -101,7 +101,8 @@ impl Stage {
         disks.context("the machines that just booted")
     }
 
-    fn lab_with_disks(&mut self) -> Result<Lab> {
+    /// An empty lab, with what guests with disks need.
+    pub(crate) fn lab_with_disks(&mut self) -> Result<Lab> {
         if let Err(error) = setup::ensure_ready_for_disks() {
             bail!(Missing(format!("{error:#}")));
         }
