@@ -80,6 +80,9 @@ const PMD: &[(&str, &[&str])] = &[
     ("vring", &[]),
     ("mempool", &[]),
     ("wake", &[]),
+    ("bdev", &["mempool", "stats", "wake"]),
+    ("blk", &["bdev", "stats", "vring", "wake"]),
+    ("scsi", &["bdev", "stats", "vring", "wake"]),
     ("port", &["mempool", "stats", "vring", "wake"]),
     ("net", &["mempool", "port", "stats", "vring", "wake"]),
     (
@@ -88,7 +91,9 @@ const PMD: &[(&str, &[&str])] = &[
     ),
     (
         "backend",
-        &["mempool", "net", "port", "stats", "vring", "wake", "worker"],
+        &[
+            "blk", "mempool", "net", "port", "scsi", "stats", "vring", "wake", "worker",
+        ],
     ),
 ];
 

@@ -57,6 +57,20 @@ pub(crate) enum Command {
     #[command(after_long_help = EXAMPLES)]
     Net(Net),
 
+    /// Serve disks
+    ///
+    /// Each port is a virtio-blk device for one front-end, with a disk behind it. Runs until SIGINT
+    /// or SIGTERM; front-ends may come and go.
+    #[command(after_long_help = crate::blk::EXAMPLES)]
+    Blk(crate::blk::Blk),
+
+    /// Serve many disks through one device each
+    ///
+    /// Each port is a virtio-scsi device for one front-end; all ports share the units, unless told
+    /// otherwise. Runs until SIGINT or SIGTERM; front-ends and units may come and go.
+    #[command(after_long_help = crate::scsi::EXAMPLES)]
+    Scsi(crate::scsi::Scsi),
+
     /// Be a VVU function in software, for a VMM or a `vvu net` that connects to it
     ///
     /// One side is a vfio-user socket, over which a VMM attaches the function to its VM, or
@@ -72,9 +86,9 @@ pub(crate) enum Command {
     /// accounted for.
     Demo(crate::demo::Demo),
 
-    /// Be the other side: a virtual machine's network card, without the virtual machine
+    /// Be the other side: a virtual machine's network card or disk, without the virtual machine
     ///
-    /// A vhost-user-net front-end with memory and a driver of its own, for trying and testing any
+    /// A vhost-user front-end with memory and a driver of its own, for trying and testing any
     /// back-end that serves AF_UNIX sockets. Accepts VERSION_1, MRG_RXBUF, EVENT_IDX and
     /// INDIRECT_DESC where they are offered, unless told otherwise.
     ///
@@ -212,7 +226,7 @@ impl From<Poll> for Polling {
 #[derive(Debug, Clone)]
 pub(crate) struct Cpus(pub(crate) Vec<usize>);
 
-fn parse_cpus(text: &str) -> Result<Cpus, String> {
+pub(crate) fn parse_cpus(text: &str) -> Result<Cpus, String> {
     const HIGHEST: usize = 4095;
     let number = |text: &str| match text.trim().parse::<usize>() {
         Ok(cpu) if cpu <= HIGHEST => Ok(cpu),

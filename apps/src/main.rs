@@ -1,13 +1,17 @@
 //! The `vvu` program: parse arguments, wire rooms together, run.
 
 mod args;
+mod blk;
 mod demo;
 mod device;
+mod disk;
 mod guest;
+mod neighbour;
 mod net;
 mod pci;
 mod port;
 mod rules;
+mod scsi;
 mod signals;
 mod wiring;
 
@@ -28,6 +32,8 @@ fn main() -> ExitCode {
         Command::Bind(change) => pci::bind(&change),
         Command::Unbind(change) => pci::unbind(&change),
         Command::Net(net) => net::run(&net),
+        Command::Blk(blk) => blk::run(&blk),
+        Command::Scsi(scsi) => scsi::run(&scsi),
         Command::Device(args) => device::run(&args),
         Command::Demo(demo) => return finish(demo::run(&demo)),
         Command::Guest(guest) => return finish(guest::run(&guest)),

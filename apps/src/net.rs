@@ -5,15 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use vvu::transport::Transport;
-use vvu::transport::tracer::Tracer;
-use vvu::transport::unix::UnixTransport;
-use vvu::transport::vvu::VvuTransport;
-use vvu::vfio_user::VfioUserFunction;
 use vvu_pmd::backend::{GenConfig, PortId, PortKind};
 use vvu_pmd::net::NetConfig;
 
 use crate::args::Net;
-use crate::pci;
+use crate::neighbour::Reach;
 use crate::port::{CaptureSpec, Device, Kind, Mac, PortSpec};
 use crate::signals::Shutdown;
 use crate::wiring::{Wiring, first_cpu};
@@ -145,9 +141,7 @@ fn add_port(
         Kind::Packet(name) => PortKind::Packet(name.clone()),
         Kind::Xdp(config) => PortKind::Xdp(config.clone()),
         Kind::Pcap(config) => PortKind::File(config.clone()),
-        Kind::Vvu { device, .. } | Kind::VfioUser { device, .. } | Kind::Unix { device, .. } => {
-            PortKind::Vhost(card(net, number, port, device))
-        }
+        Kind::Card { device, .. } => PortKind::Vhost(card(net, number, port, device)),
     };
     let own = match &kind {
         PortKind::Vhost(card) => Some(card.mac),
@@ -160,41 +154,14 @@ fn add_port(
 }
 
 fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transport>>> {
-    let transport: Box<dyn Transport> = match &port.kind {
-        Kind::Unix {
-            path,
-            client: false,
-            ..
-        } => Box::new(UnixTransport::listen(path)?),
-        Kind::Unix {
-            path, client: true, ..
-        } => Box::new(UnixTransport::connect(path)?),
-        Kind::Vvu {
-            address,
-            rule,
-            device,
-        } => {
-            let function = pci::take(*address, net.allow_unsafe_interrupts)?;
-            Box::new(VvuTransport::new(pci::open(
-                function,
-                *rule,
-                device.queues(),
-            )?))
-        }
-        Kind::VfioUser { path, rule, device } => {
-            let function = Box::new(VfioUserFunction::connect(path)?);
-            Box::new(VvuTransport::new(pci::open(
-                function,
-                *rule,
-                device.queues(),
-            )?))
-        }
-        _ => return Ok(None),
+    let Kind::Card { at, device } = &port.kind else {
+        return Ok(None);
     };
-    Ok(Some(match net.trace {
-        true => Box::new(Tracer::new(transport, std::io::stderr())),
-        false => transport,
-    }))
+    let reach = Reach {
+        trace: net.trace,
+        unsafe_interrupts: net.allow_unsafe_interrupts,
+    };
+    at.transport(device.queues(), reach).map(Some)
 }
 
 fn card(net: &Net, number: u64, port: &PortSpec, device: &Device) -> NetConfig {

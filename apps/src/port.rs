@@ -3,12 +3,10 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::ValueEnum;
-use vvu::pci::Address;
 use vvu_pmd::port::capture::{FileConfig, Recorder};
 use vvu_pmd::port::uplink::{TapConfig, XdpConfig, XdpMode};
 
-use crate::args::RuleName;
+use crate::neighbour::Neighbour;
 use crate::rules::RuleSpec;
 
 /// A MAC address, as people write it.
@@ -54,24 +52,8 @@ impl FromStr for Mac {
 /// What is at the other side of a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A virtio-net device served through a VVU function.
-    Vvu {
-        address: Address,
-        rule: Option<RuleName>,
-        device: Device,
-    },
-    /// A virtio-net device served through a VVU function that another process has.
-    VfioUser {
-        path: PathBuf,
-        rule: Option<RuleName>,
-        device: Device,
-    },
-    /// A virtio-net device served through a socket.
-    Unix {
-        path: PathBuf,
-        client: bool,
-        device: Device,
-    },
+    /// A virtio-net device, and where its front-end is.
+    Card { at: Neighbour, device: Device },
     /// Drops everything.
     Null,
     /// Makes frames of `size` bytes.
@@ -132,48 +114,11 @@ impl FromStr for PortSpec {
         let target = parts.next().unwrap_or_default();
         let mut options = Options::new(parts)?;
         let (name, kind) = match scheme {
-            "vvu" => {
-                let address: Address = target.parse().map_err(|error| format!("{error}"))?;
-                let rule = options.take("rule", |value| RuleName::from_str(value, true))?;
+            "vvu" | "vfio-user" | "unix" => {
+                let (name, at) = Neighbour::take(scheme, target, &mut options)?
+                    .ok_or_else(|| format!("{scheme:?} is not a kind of port"))?;
                 let device = options.device()?;
-                (
-                    format!("vvu:{address}"),
-                    Kind::Vvu {
-                        address,
-                        rule,
-                        device,
-                    },
-                )
-            }
-            "vfio-user" => {
-                if target.is_empty() {
-                    return Err(
-                        "vfio-user: needs the path of a socket, as in vfio-user:/run/a.vfio".into(),
-                    );
-                }
-                let rule = options.take("rule", |value| RuleName::from_str(value, true))?;
-                let device = options.device()?;
-                let path = PathBuf::from(target);
-                (
-                    format!("vfio-user:{target}"),
-                    Kind::VfioUser { path, rule, device },
-                )
-            }
-            "unix" => {
-                if target.is_empty() {
-                    return Err("unix: needs the path of a socket, as in unix:/run/a.sock".into());
-                }
-                let client = options.flag("client")?;
-                let device = options.device()?;
-                let path = PathBuf::from(target);
-                (
-                    format!("unix:{target}"),
-                    Kind::Unix {
-                        path,
-                        client,
-                        device,
-                    },
-                )
+                (name, Kind::Card { at, device })
             }
             "tap" | "packet" | "xdp" => {
                 if target.is_empty() {
@@ -225,7 +170,7 @@ impl FromStr for PortSpec {
             }
         };
         let rules = RuleSpec::take(&mut options)?;
-        options.finish(scheme)?;
+        options.finish(&format!("{scheme}: port"))?;
         Ok(Self { name, kind, rules })
     }
 }
@@ -257,7 +202,8 @@ fn uplink(scheme: &str, target: &str, options: &mut Options<'_>) -> Result<Kind,
     })
 }
 
-fn path(text: &str) -> Result<PathBuf, String> {
+/// A file's path.
+pub(crate) fn path(text: &str) -> Result<PathBuf, String> {
     match text.is_empty() {
         true => Err("a file's path cannot be empty".into()),
         false => Ok(text.into()),
@@ -332,7 +278,7 @@ impl FromStr for CaptureSpec {
     }
 }
 
-fn number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
+pub(crate) fn number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
 where
     T: FromStr + PartialOrd + std::fmt::Display,
 {
@@ -378,6 +324,16 @@ impl<'a> Options<'a> {
         }
     }
 
+    /// `key`, `key=on` or `key=off`.
+    pub(crate) fn switch(&mut self, key: &str) -> Result<Option<bool>, String> {
+        match self.remove(key) {
+            None => Ok(None),
+            Some(None | Some("on")) => Ok(Some(true)),
+            Some(Some("off")) => Ok(Some(false)),
+            Some(Some(value)) => Err(format!("option {key} is on or off, and not {value:?}")),
+        }
+    }
+
     pub(crate) fn take<T>(
         &mut self,
         key: &str,
@@ -411,10 +367,11 @@ impl<'a> Options<'a> {
         })
     }
 
-    pub(crate) fn finish(self, scheme: &str) -> Result<(), String> {
+    /// `what` has no other option.
+    pub(crate) fn finish(self, what: &str) -> Result<(), String> {
         match self.0.first() {
             None => Ok(()),
-            Some((key, _)) => Err(format!("a {scheme}: port has no option {key:?}")),
+            Some((key, _)) => Err(format!("a {what} has no option {key:?}")),
         }
     }
 }
@@ -423,6 +380,7 @@ impl<'a> Options<'a> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::args::RuleName;
 
     fn parse(text: &str) -> PortSpec {
         text.parse().unwrap()
@@ -439,9 +397,11 @@ mod tests {
         };
         assert_eq!(
             parse("unix:/run/a.sock,client,mtu=1500,pairs=2,speed=100000,control,mac=52:54:00:00:00:01").kind,
-            Kind::Unix {
-                path: "/run/a.sock".into(),
-                client: true,
+            Kind::Card {
+                at: Neighbour::Unix {
+                    path: "/run/a.sock".into(),
+                    client: true,
+                },
                 device: Device {
                     mac: Some(Mac([0x52, 0x54, 0, 0, 0, 1])),
                     mtu: 1500,
@@ -455,17 +415,21 @@ mod tests {
         assert_eq!(vvu.name, "vvu:0000:00:05.0");
         assert_eq!(
             vvu.kind,
-            Kind::Vvu {
-                address: "0000:00:05.0".parse().unwrap(),
-                rule: Some(RuleName::Packed),
+            Kind::Card {
+                at: Neighbour::Vvu {
+                    address: "0000:00:05.0".parse().unwrap(),
+                    rule: Some(RuleName::Packed),
+                },
                 device
             }
         );
         assert_eq!(
             parse("vfio-user:/run/a.vfio,rule=told").kind,
-            Kind::VfioUser {
-                path: "/run/a.vfio".into(),
-                rule: Some(RuleName::Told),
+            Kind::Card {
+                at: Neighbour::VfioUser {
+                    path: "/run/a.vfio".into(),
+                    rule: Some(RuleName::Told),
+                },
                 device
             }
         );

@@ -7,6 +7,7 @@
 //! panic: this is test code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod blk;
 mod net;
 mod packed;
 mod queue;

@@ -4,6 +4,8 @@
 //! reader never stops the worker. Every reason to drop a frame has a name. This room knows no
 //! packets, rings or threads; [`Snapshot`] is what people and tools read.
 
+pub mod latency;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -133,7 +135,7 @@ pub enum RingState {
 }
 
 impl RingState {
-    fn from_u8(value: u8) -> Self {
+    pub(crate) fn from_u8(value: u8) -> Self {
         match value {
             1 => Self::Disabled,
             2 => Self::Running,
@@ -142,7 +144,7 @@ impl RingState {
         }
     }
 
-    fn letter(self) -> char {
+    pub(crate) fn letter(self) -> char {
         match self {
             Self::Stopped => '-',
             Self::Disabled => 'd',
@@ -384,6 +386,22 @@ impl WorkerSnapshot {
     }
 }
 
+impl fmt::Display for WorkerSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "on cpu {}, {}: {} of {} rounds busy, slept {} times, {} rings rest, {} requests",
+            self.cpu,
+            self.state.name(),
+            self.busy,
+            self.rounds,
+            self.sleeps,
+            self.resting,
+            self.mails
+        )
+    }
+}
+
 /// All counters at (almost) one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -431,18 +449,7 @@ impl fmt::Display for Snapshot {
             }
         }
         for (number, worker) in self.workers.iter().enumerate() {
-            writeln!(
-                f,
-                "worker {number} on cpu {}, {}: {} of {} rounds busy, slept {} times, {} rings rest, \
-                 {} requests",
-                worker.cpu,
-                worker.state.name(),
-                worker.busy,
-                worker.rounds,
-                worker.sleeps,
-                worker.resting,
-                worker.mails
-            )?;
+            writeln!(f, "worker {number} {worker}")?;
         }
         Ok(())
     }

@@ -294,7 +294,12 @@ fn wanted(registers: &Registers) -> Result<u64, DeviceError> {
             hint: "its DMA would bypass the IOMMU and hit foreign memory (QEMU: iommu_platform=on)",
         });
     }
-    Ok(offered & (feature::VERSION_1 | feature::ACCESS_PLATFORM | feature::LAYOUT))
+    let mut wanted = feature::VERSION_1 | feature::ACCESS_PLATFORM | feature::LAYOUT;
+    // Means nothing where messages do not say where things are.
+    if offered & feature::LAYOUT != 0 {
+        wanted |= feature::INFLIGHT;
+    }
+    Ok(offered & wanted)
 }
 
 fn rule(options: &Options, features: u64, pci_device: u16) -> Rule {

@@ -3,8 +3,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::regs::{CommonConfig, NO_VECTOR, Notifications, VvuConfig, VvuExtended};
-use super::{Device, DeviceError, Extent, place};
+use super::regs::{CommonConfig, NO_VECTOR, Notifications, VvuConfig, VvuExtended, feature};
+use super::{Device, DeviceError, Extent, Rule, place};
 use crate::memory::Area;
 use crate::mmio::{Reg, Window, WriteOnly};
 use crate::pci::{Location, PciError, PciFunction, Structures};
@@ -23,9 +23,10 @@ pub(super) struct Registers {
     pub(super) doorbells: Window,
     pub(super) doorbell_multiplier: u32,
     pub(super) memory: MemoryWindow,
+    pub(super) inflight: Option<MemoryWindow>,
 }
 
-/// The part of a BAR that shows a front-end's memory.
+/// A part of a BAR that shows files of a front-end: its memory, or its in-flight buffer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MemoryWindow {
     bar: u8,
@@ -43,7 +44,11 @@ impl Registers {
             function.registers(at.bar, at.offset, length)
         };
         let config_window = window(found.device)?;
-        let (offset, len) = extent(function, found.memory)?;
+        let shared = |at: Location| {
+            let (offset, len) = extent(function, at)?;
+            let bar = at.bar;
+            Ok::<_, PciError>(MemoryWindow { bar, offset, len })
+        };
         Ok(Self {
             common: CommonConfig::new(&window(found.common)?)?,
             config: VvuConfig::new(&config_window)?,
@@ -54,11 +59,8 @@ impl Registers {
             notifications: Notifications::new(&window(found.notifications)?)?,
             doorbells: window(found.doorbells.location)?,
             doorbell_multiplier: found.doorbells.multiplier,
-            memory: MemoryWindow {
-                bar: found.memory.bar,
-                offset,
-                len,
-            },
+            memory: shared(found.memory)?,
+            inflight: found.inflight.map(shared).transpose()?,
         })
     }
 
@@ -138,6 +140,25 @@ impl Device {
                 Ok(self.function.map_bar(window.bar, offset, region.size)?)
             })
             .collect()
+    }
+
+    /// Whether the device carries in-flight buffers.
+    pub fn has_inflight(&self) -> bool {
+        self.identity.features & feature::INFLIGHT != 0
+    }
+
+    /// Maps the in-flight buffer: `size` bytes from `offset` on of its window, or of the one for
+    /// memory if it has none of its own.
+    pub fn map_inflight(&self, offset: u64, size: u64) -> Result<Area, DeviceError> {
+        let window = self.registers.inflight.unwrap_or(self.registers.memory);
+        let extent = Extent {
+            size,
+            mmap_offset: offset,
+        };
+        place(Rule::Told, &[extent], window.len)?;
+        // offset + size <= len, and window.offset + len lies inside the BAR.
+        let place = window.offset + offset;
+        Ok(self.function.map_bar(window.bar, place, size)?)
     }
 
     /// Lets the kicks of rings below `limit` raise their vectors; rings whose vector the device

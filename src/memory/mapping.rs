@@ -53,6 +53,8 @@ pub struct Mapping {
     guard: Option<Guard>,
     /// How the hugepage allocator was asked for it, if it was.
     huge: Option<Layout>,
+    /// Whether it is behind the BAR of a device, where there are no pages to pin.
+    device: bool,
 }
 
 // SAFETY: the pointers name address space owned by this value alone and unmapped only by its
@@ -73,6 +75,7 @@ impl Mapping {
     /// zeroes, as those of a file that shrinks.
     pub fn of_device(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MemoryError> {
         let mut mapping = Self::shared(fd, offset, len)?;
+        mapping.device = true;
         mapping.watch(page_size());
         Ok(mapping)
     }
@@ -241,6 +244,7 @@ impl Mapping {
             pages: (pages, total),
             guard: None,
             huge: None,
+            device: false,
         }
     }
 
@@ -257,6 +261,11 @@ impl Mapping {
     /// Whether bytes went missing because the file behind the mapping shrank.
     pub fn is_lost(&self) -> bool {
         self.guard.as_ref().is_some_and(Guard::is_lost)
+    }
+
+    /// Whether the kernel can pin its pages, as direct I/O needs. What is behind a BAR cannot be.
+    pub fn is_pinnable(&self) -> bool {
+        !self.device
     }
 
     /// Address of the first byte in this process: an identity for the kernel (a DMA map, a
@@ -342,6 +351,11 @@ impl Area {
     /// Whether the mapping that the range is in lost bytes: see [`Mapping::is_lost`].
     pub fn is_lost(&self) -> bool {
         self.mapping.is_lost()
+    }
+
+    /// Whether the kernel can pin its pages: see [`Mapping::is_pinnable`].
+    pub fn is_pinnable(&self) -> bool {
+        self.mapping.is_pinnable()
     }
 
     /// Address of the first byte in this process, for the kernel only (see

@@ -11,12 +11,16 @@
 
 pub mod copy;
 mod fault;
+mod file;
 mod mapping;
 mod reservation;
+mod scatter;
 mod table;
 
+pub use file::sealed_file;
 pub use mapping::{Area, Mapping, file_page_size, hugepage_size, page_size};
 pub use reservation::{Piece, Reservation};
+pub use scatter::Scatter;
 pub use table::{MemTable, Region};
 pub use vm_memory::VolatileSlice;
 
@@ -30,6 +34,14 @@ pub enum MemoryError {
     Map {
         /// File offset asked for.
         offset: u64,
+        /// Length asked for, in bytes.
+        len: u64,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+    /// The kernel gives us no file of memory.
+    #[error("cannot make a file of {len:#x} bytes of memory: {source}")]
+    File {
         /// Length asked for, in bytes.
         len: u64,
         /// The kernel's reason.

@@ -1,6 +1,7 @@
 //! Address space whose contents change while others hold it: a BAR that shows files.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -89,12 +90,22 @@ impl Reservation {
     /// alone. If a piece cannot be mapped nothing changes; should the kernel change its mind
     /// between looking and doing, nothing is shown any more.
     pub fn show(&self, pieces: &[Piece]) -> Result<(), MemoryError> {
+        self.show_in(0..self.len(), pieces)
+    }
+
+    /// The same for a part of it: what begins outside of `range` stays, and may not be covered.
+    pub fn show_in(&self, range: Range<u64>, pieces: &[Piece]) -> Result<(), MemoryError> {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted: Vec<(&Piece, u64, u64, _)> = Vec::with_capacity(pieces.len());
         for piece in pieces {
             let (start, end) = self.check(piece)?;
             if let Some(other) = wanted.iter().find(|w| w.1 < end && start < w.2) {
                 return Err(MemoryError::Overlap(other.1, start));
+            }
+            let stays = |shown: &&Shown| !range.contains(&shown.start);
+            let mut others = shown.iter().filter(stays);
+            if let Some(other) = others.find(|other| other.start < end && start < other.end) {
+                return Err(MemoryError::Overlap(other.start, start));
             }
             // Mapped aside first: a file may be there and yet refuse.
             drop(Mapping::shared(
@@ -110,7 +121,9 @@ impl Reservation {
                 (stat.st_dev, stat.st_ino, piece.file_offset),
             ));
         }
-        let (mut next, mut old) = (Vec::new(), std::mem::take(&mut *shown));
+        let all = std::mem::take(&mut *shown).into_iter();
+        let (mut old, mut next): (Vec<_>, Vec<_>) =
+            all.partition(|shown| range.contains(&shown.start));
         for (piece, start, end, file) in &wanted {
             let same =
                 |shown: &Shown| (shown.start, shown.end, shown.file) == (*start, *end, *file);

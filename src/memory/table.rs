@@ -80,6 +80,12 @@ impl MemTable {
         self.regions.iter().any(|region| region.bytes.is_lost())
     }
 
+    /// Whether the kernel can pin the pages of all regions: see
+    /// [`Mapping::is_pinnable`](super::Mapping::is_pinnable).
+    pub fn is_pinnable(&self) -> bool {
+        self.regions.iter().all(|region| region.bytes.is_pinnable())
+    }
+
     /// The region that holds guest address `addr`.
     #[inline]
     pub fn region(&self, addr: u64) -> Option<&Region> {

@@ -1,7 +1,7 @@
 //! The device's inside: everything that changes, and the connection. Whoever holds the lock
 //! acts, a register access or the model's thread; nothing here waits for anybody.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::MutexGuard;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -10,7 +10,7 @@ use super::kicks;
 use super::link::{Action, LinkEvent, LinkState};
 use super::queues::{DeviceQueue, Dma, QueueError};
 use super::status::Counters;
-use super::{NO_VECTOR, SOCKET, Shared, device_status as status};
+use super::{NO_VECTOR, SOCKET, Shared, device_status as status, feature};
 use crate::protocol::{Message, ProtocolFeatures};
 use crate::socket::Wire;
 
@@ -39,6 +39,8 @@ pub(super) struct Outgoing {
     pub(super) sent: usize,
     /// The driver's buffer that it came in.
     pub(super) head: Option<u16>,
+    /// What goes with the first byte.
+    pub(super) file: Option<OwnedFd>,
 }
 
 /// Everything that changes.
@@ -110,6 +112,11 @@ impl State {
     /// Whether queues may be touched.
     pub(super) fn is_running(&self) -> bool {
         self.device_status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
+    }
+
+    /// Whether the driver takes in-flight buffers.
+    pub(super) fn has_inflight(&self) -> bool {
+        self.driver_features & feature::INFLIGHT != 0
     }
 
     pub(super) fn is_connected(&self) -> bool {

@@ -6,15 +6,16 @@ use std::os::fd::OwnedFd;
 use thiserror::Error;
 
 use super::window::WindowError;
+use crate::memory::{page_size, sealed_file};
 use crate::protocol::{
-    Answer, FLAG_REPLY, HEADER_LEN, Message, ProtocolError, ProtocolFeatures, Request, VERSION,
-    VERSION_MASK, info,
+    Answer, FLAG_REPLY, HEADER_LEN, Message, ProtocolError, ProtocolFeatures, Reply, Request,
+    VERSION, VERSION_MASK, info,
 };
 use crate::socket::MAX_PAYLOAD;
 
 /// Protocol features that need no descriptor, and no memory but the window. What nobody knows
 /// today could mean anything.
-pub(super) const PASSED: ProtocolFeatures = ProtocolFeatures::MQ
+const PASSED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::RARP)
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::MTU)
@@ -24,6 +25,18 @@ pub(super) const PASSED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::RESET_DEVICE)
     .union(ProtocolFeatures::STATUS)
     .union(ProtocolFeatures::GPA_ADDRESSES);
+
+/// Those that need in-flight buffers.
+const INFLIGHT: ProtocolFeatures =
+    ProtocolFeatures::INFLIGHT_SHMFD.union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT);
+
+/// Protocol features that pass, for a driver that takes in-flight buffers or does not.
+pub(super) fn passed(inflight: bool) -> ProtocolFeatures {
+    match inflight {
+        true => PASSED | INFLIGHT,
+        false => PASSED,
+    }
+}
 
 /// A back-end that offers it must send requests, for which there is no channel.
 const ACCESS_PLATFORM: u64 = 1 << 33;
@@ -41,13 +54,17 @@ pub(super) enum Duty {
     StopKick,
     /// Masks the features.
     Mask,
+    /// Shows the in-flight buffer.
+    Inflight,
     /// Refuses: the message means a resource that the device cannot pass on.
     Never,
 }
 
 /// Every request has a duty; those that nobody knows pass.
-pub(super) fn duty(request: u32) -> Duty {
+pub(super) fn duty(request: u32, inflight: bool) -> Duty {
     match request {
+        31 if inflight => Duty::Pass,
+        32 if inflight => Duty::Inflight,
         5 => Duty::MemTable,
         12..=14 => Duty::VringFd,
         11 | 45 => Duty::StopKick,
@@ -59,7 +76,7 @@ pub(super) fn duty(request: u32) -> Duty {
 
 /// Whether descriptors may come with a request.
 fn takes_fds(request: u32) -> bool {
-    matches!(request, 5 | 12..=14)
+    matches!(request, 5 | 12..=14 | 32)
 }
 
 /// Whether the payload begins with a ring's index, in 32 bits.
@@ -99,7 +116,12 @@ pub(super) enum Refusal {
 }
 
 /// What can be judged of a request without doing anything.
-pub(super) fn check(message: &Message, fds: &[OwnedFd], rings: u16) -> Result<(), Refusal> {
+pub(super) fn check(
+    message: &Message,
+    fds: &[OwnedFd],
+    rings: u16,
+    inflight: bool,
+) -> Result<(), Refusal> {
     let request = message.request;
     if !fds.is_empty() && !takes_fds(request) {
         return Err(Refusal::Fds {
@@ -112,7 +134,7 @@ pub(super) fn check(message: &Message, fds: &[OwnedFd], rings: u16) -> Result<()
         let index = index.ok_or(Refusal::Short(message.payload.len()))?;
         check_ring(u32::from_le_bytes(*index).into(), rings)?;
     }
-    match duty(request) {
+    match duty(request, inflight) {
         Duty::Never => Err(Refusal::Never),
         _ => Ok(()),
     }
@@ -143,9 +165,23 @@ pub(super) fn parse(message: &Message) -> Result<Request, Refusal> {
     Ok(Request::parse(&plain)?)
 }
 
-/// A message of the driver's, as it may reach the front-end; `None` for a request of the
-/// back-end's, for which there is no channel.
-pub(super) fn outgoing(bytes: Vec<u8>, rings: u32) -> Result<Option<Vec<u8>>, String> {
+/// What bounds a driver's promises.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Rings of the device.
+    pub(super) rings: u32,
+    /// Whether the driver takes in-flight buffers.
+    pub(super) inflight: bool,
+    /// Length of the window.
+    pub(super) window: u64,
+}
+
+/// A message's bytes, and the file that goes with them.
+pub(super) type Parcel = (Vec<u8>, Option<OwnedFd>);
+
+/// A message of the driver's, as it may reach the front-end, and what goes with it; `None` for a
+/// request of the back-end's, for which there is no channel.
+pub(super) fn outgoing(bytes: Vec<u8>, bounds: Bounds) -> Result<Option<Parcel>, String> {
     let header = bytes.first_chunk::<HEADER_LEN>();
     let Some((request, flags, size)) = header.map(Message::parse_header) else {
         return Err(format!("the driver sent a buffer of {} bytes", bytes.len()));
@@ -157,14 +193,51 @@ pub(super) fn outgoing(bytes: Vec<u8>, rings: u32) -> Result<Option<Vec<u8>>, St
             bytes.len()
         ));
     }
-    Ok((flags & FLAG_REPLY != 0).then(|| filter(request, bytes, rings)))
+    if flags & FLAG_REPLY == 0 {
+        return Ok(None);
+    }
+    match request {
+        31 if bounds.inflight => with_buffer(bytes, bounds.window).map(Some),
+        _ => Ok(Some((filter(request, bytes, bounds), None))),
+    }
+}
+
+/// Adds the buffer that a reply to GET_INFLIGHT_FD promises: whole pages, from the beginning of a
+/// file. One of no bytes promises nothing.
+fn with_buffer(bytes: Vec<u8>, window: u64) -> Result<Parcel, String> {
+    let (header, payload) = bytes.split_at(HEADER_LEN);
+    let reply = Reply::parse(&Message {
+        request: 31,
+        flags: VERSION | FLAG_REPLY,
+        payload: payload.to_vec(),
+    });
+    let Some(Reply::Inflight(mut buffer)) = reply else {
+        return Ok((bytes, None));
+    };
+    if buffer.mmap_size == 0 {
+        return Ok((bytes, None));
+    }
+    let size = buffer
+        .mmap_size
+        .checked_next_multiple_of(page_size() as u64);
+    let Some(size) = size.filter(|size| *size <= window) else {
+        return Err(format!(
+            "the driver wants an in-flight buffer of {:#x} bytes, which a window of {window:#x} \
+             cannot show",
+            buffer.mmap_size
+        ));
+    };
+    (buffer.mmap_size, buffer.mmap_offset) = (size, 0);
+    let file = sealed_file(size).map_err(|error| error.to_string())?;
+    let payload = Reply::Inflight(buffer).to_message(31).payload;
+    Ok(([header, &payload].concat(), Some(file)))
 }
 
 /// Longest message of the driver's.
 pub(super) const MAX_OUTGOING: u64 = (HEADER_LEN + MAX_PAYLOAD) as u64;
 
 /// Takes promises out of a reply that the tunnel cannot keep.
-fn filter(request: u32, mut bytes: Vec<u8>, rings: u32) -> Vec<u8> {
+fn filter(request: u32, mut bytes: Vec<u8>, bounds: Bounds) -> Vec<u8> {
     let Some((_, payload)) = bytes.split_first_chunk_mut::<HEADER_LEN>() else {
         return bytes;
     };
@@ -174,8 +247,8 @@ fn filter(request: u32, mut bytes: Vec<u8>, rings: u32) -> Vec<u8> {
     let value = u64::from_le_bytes(*payload);
     let value = match request {
         1 => value & !ACCESS_PLATFORM,
-        15 => value & PASSED.bits(),
-        17 => value.min(rings.into()),
+        15 => value & passed(bounds.inflight).bits(),
+        17 => value.min(bounds.rings.into()),
         _ => value,
     };
     *payload = value.to_le_bytes();

@@ -81,6 +81,7 @@ mod device_status {
 /// Feature bits.
 mod feature {
     pub(super) const LAYOUT: u64 = 1;
+    pub(super) const INFLIGHT: u64 = 1 << 3;
     pub(super) const INDIRECT_DESC: u64 = 1 << 28;
     pub(super) const EVENT_IDX: u64 = 1 << 29;
     pub(super) const VERSION_1: u64 = 1 << 32;
@@ -160,10 +161,11 @@ impl Shared {
 
     /// Feature bits offered.
     fn features(&self) -> u64 {
-        let layout = if self.shape.layout {
-            feature::LAYOUT
-        } else {
-            0
+        let layout = match (self.shape.layout, self.window.peer()) {
+            (false, _) => 0,
+            // What the window shows cannot change.
+            (true, Some(_)) => feature::LAYOUT,
+            (true, None) => feature::LAYOUT | feature::INFLIGHT,
         };
         layout
             | feature::INDIRECT_DESC

@@ -20,6 +20,8 @@ use crate::socket::{Gone, Incoming, Received};
 /// Where a region's window offset goes in a SET_MEM_TABLE: behind 8 bytes, in each 32 the last 8.
 const FIRST_OFFSET: usize = 8 + 24;
 const REGION_LEN: usize = 32;
+/// The same of a SET_INFLIGHT_FD: behind the size.
+const INFLIGHT_OFFSET: usize = 8;
 
 impl Locked<'_> {
     /// Something is to be done at the socket.
@@ -102,10 +104,12 @@ impl Locked<'_> {
     /// nobody takes are closed.
     fn act(&mut self, message: &mut Message, mut fds: Vec<OwnedFd>) -> Result<(), Refusal> {
         let rings = self.shared.shape.usable_rings();
-        messages::check(message, &fds, rings)?;
-        match messages::duty(message.request) {
+        let inflight = self.state.has_inflight();
+        messages::check(message, &fds, rings, inflight)?;
+        match messages::duty(message.request, inflight) {
             Duty::Pass | Duty::Never => Ok(()),
             Duty::MemTable => self.show(message, fds),
+            Duty::Inflight => self.show_inflight(message, fds),
             Duty::StopKick => {
                 // The index was checked to be below `rings`, which is at most 256.
                 let ring = message.payload.first().copied().unwrap_or_default();
@@ -116,7 +120,7 @@ impl Locked<'_> {
                 let Request::SetProtocolFeatures(bits) = messages::parse(message)? else {
                     return Ok(());
                 };
-                let passed = ProtocolFeatures::from_bits_retain(bits) & messages::PASSED;
+                let passed = ProtocolFeatures::from_bits_retain(bits) & messages::passed(inflight);
                 self.state.protocol_features = passed;
                 message.payload = passed.bits().to_le_bytes().to_vec();
                 Ok(())
@@ -179,6 +183,31 @@ impl Locked<'_> {
                     field.copy_from_slice(&start.to_le_bytes());
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn show_inflight(
+        &mut self,
+        message: &mut Message,
+        mut fds: Vec<OwnedFd>,
+    ) -> Result<(), Refusal> {
+        let Request::SetInflightFd(buffer) = messages::parse(message)? else {
+            return Ok(());
+        };
+        let found = fds.len();
+        let (Some(file), 1) = (fds.pop(), found) else {
+            return Err(Refusal::Fds { found, expected: 1 });
+        };
+        let start = self
+            .shared
+            .window
+            .show_inflight(buffer.mmap_offset, buffer.mmap_size, file)?;
+        if let Some(field) = message
+            .payload
+            .get_mut(INFLIGHT_OFFSET..INFLIGHT_OFFSET + 8)
+        {
+            field.copy_from_slice(&start.to_le_bytes());
         }
         Ok(())
     }

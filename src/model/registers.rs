@@ -253,7 +253,9 @@ impl Locked<'_> {
         let fresh = new & !old;
         if fresh & status::FEATURES_OK != 0 {
             let taken = self.state.driver_features;
-            let good = taken & !self.shared.features() == 0 && taken & feature::VERSION_1 != 0;
+            let told = taken & (feature::LAYOUT | feature::INFLIGHT) != feature::INFLIGHT;
+            let good =
+                taken & !self.shared.features() == 0 && taken & feature::VERSION_1 != 0 && told;
             if !good {
                 new &= !status::FEATURES_OK;
             }

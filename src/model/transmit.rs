@@ -1,10 +1,12 @@
 //! Messages of the driver's: to the front-end if there is one, else to nobody.
 
+use std::os::fd::{AsFd, OwnedFd};
+
 use virtio_queue::QueueT;
 
 use super::device::{BUDGET, Locked, Outgoing, Rx, State};
 use super::link::LinkEvent;
-use super::messages;
+use super::messages::{self, Bounds};
 use crate::protocol::Reply;
 use crate::socket::SendError;
 
@@ -29,7 +31,7 @@ impl Locked<'_> {
                 let bytes = Reply::U64(1).to_message(*request).to_bytes();
                 self.state.rx = Rx::Read;
                 self.state.counters.refused += 1;
-                self.send(bytes, None);
+                self.send(bytes, None, None);
                 continue;
             }
             if !self.take_one() {
@@ -52,11 +54,12 @@ impl Locked<'_> {
         }
     }
 
-    fn send(&mut self, bytes: Vec<u8>, head: Option<u16>) {
+    fn send(&mut self, bytes: Vec<u8>, head: Option<u16>, file: Option<OwnedFd>) {
         self.state.tx = Some(Outgoing {
             bytes,
             sent: 0,
             head,
+            file,
         });
     }
 
@@ -68,9 +71,13 @@ impl Locked<'_> {
             if rest.is_empty() {
                 break;
             }
-            match wire.send_some(rest) {
+            let file = tx.file.as_ref().map(AsFd::as_fd);
+            match wire.send_some(rest, file) {
                 Ok(0) => return false,
-                Ok(sent) => tx.sent += sent,
+                Ok(sent) => {
+                    tx.sent += sent;
+                    tx.file = None;
+                }
                 Err(error) => {
                     if let SendError::Failed(what) = error {
                         self.complain(what);
@@ -101,6 +108,11 @@ impl Locked<'_> {
             return false;
         }
         let connected = self.state.is_connected();
+        let bounds = Bounds {
+            rings: self.shared.shape.rings,
+            inflight: self.state.has_inflight(),
+            window: self.shared.window.len(),
+        };
         let State { queues, dma, .. } = &mut *self.state;
         let [_, tx] = queues;
         let buffer = match tx.take(dma, false) {
@@ -123,7 +135,7 @@ impl Locked<'_> {
         let bytes = match buffer.len {
             len if len > messages::MAX_OUTGOING => Err(format!("the driver sent {len} bytes")),
             _ => match buffer.read(&self.state.dma) {
-                Ok(bytes) => messages::outgoing(bytes, self.shared.shape.rings),
+                Ok(bytes) => messages::outgoing(bytes, bounds),
                 Err(error) => {
                     self.broken(1, &error);
                     return false;
@@ -131,7 +143,7 @@ impl Locked<'_> {
             },
         };
         match bytes {
-            Ok(Some(bytes)) => self.send(bytes, head),
+            Ok(Some((bytes, file))) => self.send(bytes, head, file),
             Ok(None) => {
                 self.state.counters.discarded += 1;
                 self.done(head);

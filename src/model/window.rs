@@ -1,6 +1,8 @@
-//! The memory window: what a front-end's files show, and where.
+//! The memory window: what a front-end's files show, and where. Its memory begins where the window
+//! does; an in-flight buffer is at its end.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, SealFlags};
 use thiserror::Error;
@@ -58,8 +60,17 @@ pub(super) enum WindowError {
         offset: u64,
         place: u64,
     },
+    #[error("the in-flight buffer: {0}")]
+    Inflight(String),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+}
+
+/// Where in the window memory ends, and an in-flight buffer begins.
+#[derive(Debug)]
+struct Ends {
+    memory: u64,
+    inflight: u64,
 }
 
 /// The window. See the [module](self).
@@ -68,6 +79,7 @@ pub(super) struct Window {
     bytes: Reservation,
     /// A file that is the whole window, with device and inode.
     peer: Option<(OwnedFd, u64, (u64, u64))>,
+    ends: Mutex<Ends>,
 }
 
 impl Window {
@@ -75,6 +87,10 @@ impl Window {
         let mut window = Self {
             bytes: Reservation::new(len)?,
             peer: None,
+            ends: Mutex::new(Ends {
+                memory: 0,
+                inflight: len,
+            }),
         };
         if let Some(file) = peer {
             window.show_whole(file)?;
@@ -105,6 +121,14 @@ impl Window {
         Ok(())
     }
 
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.len()
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn peer(&self) -> Option<(BorrowedFd<'_>, u64)> {
         let (file, len, _) = self.peer.as_ref()?;
         Some((file.as_fd(), *len))
@@ -117,6 +141,8 @@ impl Window {
         files: Vec<OwnedFd>,
         placement: Placement,
     ) -> Result<Vec<u64>, WindowError> {
+        let mut ends = self.ends();
+        let window = ends.inflight;
         let mut starts = Vec::with_capacity(regions.len());
         let mut pieces = Vec::with_capacity(regions.len());
         let mut used = 0;
@@ -177,7 +203,6 @@ impl Window {
                     });
                 }
             }
-            let window = self.bytes.len();
             let end = start + size;
             if end > window {
                 return Err(WindowError::Full { index, end, window });
@@ -197,16 +222,66 @@ impl Window {
             starts.push(start);
         }
         if self.peer.is_none() {
-            self.bytes.show(&pieces)?;
+            self.bytes.show_in(0..window, &pieces)?;
+            ends.memory = used;
         }
         Ok(starts)
     }
 
+    /// Shows an in-flight buffer instead of the last one, or leaves everything as it is. The result
+    /// is where it begins.
+    pub(super) fn show_inflight(
+        &self,
+        mmap_offset: u64,
+        size: u64,
+        file: OwnedFd,
+    ) -> Result<u64, WindowError> {
+        let wrong = WindowError::Inflight;
+        let end = mmap_offset.checked_add(size);
+        let Some(end) = end.filter(|end| size > 0 && *end <= i64::MAX as u64) else {
+            return Err(wrong(format!("{size:#x} bytes at {mmap_offset:#x}")));
+        };
+        let stat = check_file(file.as_fd()).map_err(wrong)?;
+        if (stat.st_size as u64) < end {
+            return Err(wrong(format!(
+                "it ends at {end:#x} of a file of {:#x} bytes",
+                stat.st_size
+            )));
+        }
+        let page = file_page_size(file.as_fd()).map_err(|errno| wrong(errno.to_string()))?;
+        let first = mmap_offset - mmap_offset % page;
+        // At most 2^63 and a page.
+        let len = end.next_multiple_of(page) - first;
+        let mut ends = self.ends();
+        let window = self.bytes.len();
+        let start = window.checked_sub(len).map(|start| start - start % page);
+        let Some(start) = start.filter(|start| *start >= ends.memory) else {
+            return Err(wrong(format!(
+                "{len:#x} bytes behind {:#x} bytes of memory do not fit a window of {window:#x} \
+                 bytes: give the device a larger window, or the front-end less memory",
+                ends.memory
+            )));
+        };
+        let piece = Piece {
+            offset: start,
+            file,
+            file_offset: first,
+            len,
+        };
+        let old = std::mem::replace(&mut ends.inflight, start);
+        // Should it fail, that much is left to nobody.
+        self.bytes.show_in(old.min(start)..window, &[piece])?;
+        Ok(start + (mmap_offset - first))
+    }
+
     /// Shows nothing any more, unless it always shows the same.
     pub(super) fn clear(&self) {
-        if self.peer.is_none()
-            && let Err(error) = self.bytes.show(&[])
-        {
+        if self.peer.is_some() {
+            return;
+        }
+        let mut ends = self.ends();
+        (ends.memory, ends.inflight) = (0, self.bytes.len());
+        if let Err(error) = self.bytes.show(&[]) {
             tracing::error!(%error, "cannot take a front-end's memory away");
         }
     }

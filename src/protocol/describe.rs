@@ -1,8 +1,8 @@
 //! Messages for people to read.
 
 use super::{
-    ConfigSpace, Features, MemRegion, Message, ProtocolFeatures, Reply, Request, VringAddr,
-    VringFd, VringState, info,
+    ConfigSpace, Features, Inflight, MemRegion, Message, ProtocolFeatures, Reply, Request,
+    VringAddr, VringFd, VringState, info,
 };
 
 /// One line: name, decoded fields, and what the flags say.
@@ -58,9 +58,8 @@ fn request_fields(request: &Request) -> String {
             format!(" {} bytes at {}", config.data.len(), config.offset)
         }
         Request::SetConfig(config) => config_space(config),
-        Request::GetInflightFd(inflight) | Request::SetInflightFd(inflight) => {
-            format!(" {inflight:?}")
-        }
+        Request::GetInflightFd(wanted) => queues(wanted),
+        Request::SetInflightFd(buffer) => inflight(buffer),
         Request::SetDeviceStateFd(state) => format!(" {state:?}"),
         Request::GetSharedObject(uuid) => bytes(uuid),
         Request::CreateCryptoSession(payload) | Request::Unknown { payload, .. } => bytes(payload),
@@ -78,6 +77,7 @@ fn reply_fields(number: u32, reply: &Reply) -> String {
         (_, Reply::U64(code)) => format!(" failed ({code})"),
         (_, Reply::Vring(state)) => vring(state),
         (_, Reply::Config(config)) => config_space(config),
+        (_, Reply::Inflight(buffer)) => inflight(buffer),
         (_, Reply::Empty) => " empty".to_owned(),
     }
 }
@@ -119,6 +119,15 @@ fn config_space(config: &ConfigSpace) -> String {
         config.flags,
         bytes(&config.data)
     )
+}
+
+fn queues(inflight: &Inflight) -> String {
+    format!(" {} queues of {}", inflight.queues, inflight.queue_size)
+}
+
+fn inflight(buffer: &Inflight) -> String {
+    let place = format!(" {:#x}+{:#x}", buffer.mmap_offset, buffer.mmap_size);
+    place + &queues(buffer)
 }
 
 /// The address in the first six bytes of SEND_RARP's number.

@@ -1,7 +1,7 @@
 //! What goes back to a front-end.
 
 use super::payload::{Number, Payload};
-use super::{ConfigSpace, FLAG_REPLY, Message, VERSION, VringState};
+use super::{ConfigSpace, FLAG_REPLY, Inflight, Message, VERSION, VringState};
 
 /// The payload of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Reply {
     Vring(VringState),
     /// A piece of the configuration space.
     Config(ConfigSpace),
+    /// A buffer for requests in flight, which comes with the reply.
+    Inflight(Inflight),
     /// Nothing: GET_CONFIG failed.
     Empty,
 }
@@ -23,6 +25,7 @@ impl Reply {
             Self::U64(number) => Number(*number).emit(),
             Self::Vring(state) => state.emit(),
             Self::Config(config) => config.emit(),
+            Self::Inflight(inflight) => inflight.emit(),
             Self::Empty => Vec::new(),
         };
         Message {
@@ -41,6 +44,7 @@ impl Reply {
         }
         match message.request {
             11 | 45 => VringState::parse(payload).map(Self::Vring),
+            31 => Inflight::parse(payload).map(Self::Inflight),
             24 => ConfigSpace::parse(payload).ok().map(Self::Config),
             _ => Number::parse(payload).map(|number| Self::U64(number.0)),
         }

@@ -3,12 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::inflight::Buffer;
 use super::ring::Ring;
 use super::{SessionError, Status};
 use crate::memory::MemTable;
 use crate::protocol::{
-    Answer, Fds, Features, Gate, Message, ProtocolFeatures, Reply, Request, RequestInfo, Unheard,
-    info,
+    Answer, Fds, Features, Gate, Inflight, Message, ProtocolFeatures, Reply, Request, RequestInfo,
+    Unheard, info,
 };
 use crate::transport::{Incoming, Transport};
 use crate::virtio::VirtioDevice;
@@ -23,6 +24,8 @@ pub(super) enum Outcome {
     Done,
     /// A reply of its own.
     Reply(Reply),
+    /// A reply with a new in-flight buffer.
+    Buffer(Inflight),
 }
 
 /// What a handler returns. An error is answered if the front-end asked for the outcome, and
@@ -42,6 +45,12 @@ pub(super) struct State {
     pub(super) device_status: u8,
     /// The front-end's memory.
     pub(super) memory: Arc<MemTable>,
+    /// Where to keep book of requests in flight.
+    pub(super) inflight: Option<Buffer>,
+    /// Whether the front-end hears requests of ours...
+    pub(super) listens: bool,
+    /// ...and what it knows of changes of the configuration space.
+    pub(super) config_changes: Option<u64>,
     /// Requests refused.
     refusals: u32,
     /// All rings of the device.
@@ -75,6 +84,7 @@ impl Connection {
         let rings = self.device.queues().min(self.transport.max_rings());
         self.state = State {
             rings: (0..rings).map(Ring::new).collect(),
+            config_changes: self.device.config_changes(),
             ..State::default()
         };
         self.status.connected();
@@ -91,7 +101,8 @@ impl Connection {
 
     /// Whether bytes of the front-end's memory vanished under us.
     pub(super) fn memory_is_lost(&self) -> bool {
-        self.state.memory.is_lost()
+        let lost = |buffer: &Buffer| buffer.is_lost();
+        self.state.memory.is_lost() || self.state.inflight.as_ref().is_some_and(lost)
     }
 
     /// Carries out one request and answers it. An error ends the connection.
@@ -103,6 +114,7 @@ impl Connection {
             .and_then(|request| self.dispatch(request, attached));
         match result {
             Ok(Outcome::Reply(reply)) => self.reply(&message, &reply),
+            Ok(Outcome::Buffer(buffer)) => self.reply_with_buffer(&message, buffer),
             Ok(Outcome::Done) if self.must_ack(&message) => self.reply(&message, &Reply::U64(0)),
             Ok(Outcome::Done) => Ok(()),
             Err(error) => self.refuse(&message, error),
@@ -165,6 +177,9 @@ impl Connection {
             Request::NetSetMtu(mtu) => self.net_set_mtu(mtu),
             Request::GetConfig(config) => self.get_config(config),
             Request::SetConfig(config) => self.set_config(&config),
+            Request::GetInflightFd(wanted) => self.get_inflight_fd(wanted),
+            Request::SetInflightFd(buffer) => self.set_inflight_fd(&buffer, attached),
+            Request::SetBackendReqFd => self.set_backend_req_fd(attached),
             Request::ResetDevice => self.reset_device(),
             Request::GetMaxMemSlots => self.get_max_mem_slots(),
             Request::AddMemReg(region) => self.add_mem_reg(region, attached),
@@ -183,6 +198,15 @@ impl Connection {
 
     fn reply(&mut self, message: &Message, reply: &Reply) -> Result<(), SessionError> {
         Ok(self.transport.send(&reply.to_message(message.request))?)
+    }
+
+    fn reply_with_buffer(
+        &mut self,
+        message: &Message,
+        buffer: Inflight,
+    ) -> Result<(), SessionError> {
+        let reply = Reply::Inflight(buffer).to_message(message.request);
+        Ok(self.transport.send_inflight(&reply, buffer.mmap_size)?)
     }
 
     fn refuse(&mut self, message: &Message, error: SessionError) -> Result<(), SessionError> {

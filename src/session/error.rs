@@ -119,6 +119,29 @@ pub enum SessionError {
         /// Ring index.
         index: u16,
     },
+    /// A request that must come while no ring runs.
+    #[error("{name} came while rings run")]
+    RingsRun {
+        /// Name of the request.
+        name: &'static str,
+    },
+    /// An in-flight buffer that the ring has no place in.
+    #[error(
+        "ring {index} with {size} descriptors has no place in an in-flight buffer of {len} bytes \
+         for {queues} queues of {queue_size}"
+    )]
+    Inflight {
+        /// Ring index.
+        index: u16,
+        /// Its descriptors.
+        size: u16,
+        /// Length of the buffer.
+        len: usize,
+        /// Queues that the buffer is for.
+        queues: u16,
+        /// Descriptors of each.
+        queue_size: u16,
+    },
     /// A region to remove that is not there.
     #[error("there is no memory region at {guest_addr:#x}+{size:#x}")]
     NoRegion {

@@ -27,11 +27,14 @@
 //! | `connection` | state of a connection, dispatch, outcomes |
 //! | `negotiate` | features, status, configuration space, reset |
 //! | `regions` | memory |
+//! | `inflight` | the buffer that outlives us |
 //! | `rings`, `ring` | ring set-up, start, change, stop; what makes a valid ring |
 //! | `status` | counters for others to read |
 
+mod changes;
 mod connection;
 mod error;
+mod inflight;
 mod negotiate;
 mod regions;
 mod ring;

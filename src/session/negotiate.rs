@@ -77,6 +77,12 @@ impl Connection {
                 features |= ProtocolFeatures::MTU;
             }
         }
+        if self.device.config_changes().is_some() {
+            features |= ProtocolFeatures::BACKEND_REQ;
+        }
+        if self.device.tracks_inflight() {
+            features |= ProtocolFeatures::INFLIGHT_SHMFD;
+        }
         features & ProtocolFeatures::from_bits_retain(self.transport.protocol_features())
     }
 
@@ -114,6 +120,7 @@ impl Connection {
             ring.enabled = None;
             ring.kick = None;
         }
+        self.forget_inflight();
         Ok(Outcome::Done)
     }
 
@@ -125,6 +132,7 @@ impl Connection {
         for ring in &mut self.state.rings {
             ring.forget();
         }
+        self.forget_inflight();
         self.state.features = Features::empty();
         self.state.features_refused = false;
         self.state.device_status = 0;

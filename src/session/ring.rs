@@ -22,6 +22,8 @@ pub(super) struct Ring {
     pub(super) base: u32,
     /// Whether SET_VRING_BASE came since the ring last stopped.
     pub(super) base_given: bool,
+    /// What the in-flight buffer says of the ring is over: the front-end knows better where it is.
+    pub(super) settled: bool,
     pub(super) kick: Option<Kick>,
     pub(super) call: Call,
     pub(super) err: Call,
@@ -38,6 +40,7 @@ impl Ring {
             addr: None,
             base: 0,
             base_given: false,
+            settled: false,
             kick: None,
             call: Call::Silent,
             err: Call::Silent,

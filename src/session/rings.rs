@@ -83,6 +83,7 @@ impl Connection {
         ring.kick = None;
         ring.call = Call::Silent;
         ring.base_given = false;
+        ring.settled = true;
         let base = VringState {
             index: state.index,
             num: ring.base,
@@ -212,7 +213,7 @@ impl Connection {
         let (Some(areas), Some(size)) = (ring.place(features, &memory)?, ring.size) else {
             return Ok(());
         };
-        let base = ring.base;
+        let (base, settled) = (ring.base, ring.settled);
         let enabled = ring.is_enabled(features);
         let vring = Vring {
             index,
@@ -225,11 +226,15 @@ impl Connection {
             call: ring.call.try_clone()?,
             err: ring.err.try_clone()?,
             memory,
+            inflight: None,
         };
+        let inflight = self.inflight_region(index, size, settled)?;
+        let vring = Vring { inflight, ..vring };
         self.device.start_ring(vring)?;
         let ring = self.ring(index)?;
         ring.kick = Some(kick);
         ring.running = true;
+        ring.settled = false;
         self.status.ring_started();
         tracing::info!(ring = index, size, base, enabled, "ring started");
         Ok(())

@@ -12,7 +12,8 @@ use super::{SessionError, Status};
 use crate::transport::{Event, Gone, Transport};
 use crate::virtio::VirtioDevice;
 
-/// How often a session looks after its front-end's memory while nothing else happens.
+/// How often a session looks after its front-end's memory, and whether its device has changed, while
+/// nothing else happens.
 const LOOK_AFTER_MEMORY: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
@@ -127,7 +128,12 @@ pub fn run(
         }
         match connection.transport.next() {
             Some(event) => connected = on_event(&mut connection, event, connected),
-            None => wait(&connection, stop, connected),
+            None => {
+                if connected {
+                    connection.tell_changes();
+                }
+                wait(&connection, stop, connected);
+            }
         }
     }
     if connected {

@@ -1,12 +1,13 @@
 //! One connected socket: bytes to whole messages, whole messages to bytes.
 
 use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use thiserror::Error;
 
 use super::frames::{FrameError, Frames, wait};
@@ -87,24 +88,35 @@ impl Wire {
         }))
     }
 
-    /// Sends all of `bytes`, or gives up when the front-end does not read them in time.
-    pub fn send(&mut self, bytes: &[u8]) -> Result<(), SendError> {
+    /// Sends all of `bytes`, and `fd` with them, or gives up when the front-end does not read them
+    /// in time.
+    pub fn send(&mut self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), SendError> {
         let deadline = Instant::now() + SEND_DEADLINE;
-        let mut rest = bytes;
+        let (mut rest, mut fd) = (bytes, fd);
         while !rest.is_empty() {
-            match self.send_some(rest)? {
+            match self.send_some(rest, fd)? {
                 0 => self.wait_until_writable(deadline)?,
-                sent => rest = rest.get(sent..).unwrap_or_default(),
+                sent => (rest, fd) = (rest.get(sent..).unwrap_or_default(), None),
             }
         }
         Ok(())
     }
 
-    /// Sends as much of `bytes` as the socket takes now, and says how much that was.
-    pub fn send_some(&mut self, bytes: &[u8]) -> Result<usize, SendError> {
+    /// Sends as much of `bytes` as the socket takes now, and says how much that was. `fd` goes with
+    /// the first of them.
+    pub fn send_some(
+        &mut self,
+        bytes: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<usize, SendError> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         loop {
-            let mut control = SendAncillaryBuffer::default();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds = fd.as_slice();
+            if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+                return Err(SendError::Failed("no room for a descriptor".to_owned()));
+            }
             return match sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, flags) {
                 Ok(sent) => Ok(sent),
                 Err(Errno::AGAIN) => Ok(0),

@@ -12,7 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use thiserror::Error;
 
-use crate::memory::{MemoryError, Region};
+use crate::memory::{Area, MemoryError, Region};
 use crate::notify::{Call, Kick};
 use crate::protocol::Message;
 use crate::socket::SendError;
@@ -139,6 +139,19 @@ pub trait Transport: Send {
         whole: bool,
     ) -> Result<Vec<Region>, TransportError>;
 
+    /// Makes the buffer of SET_INFLIGHT_FD accessible: `size` bytes from `mmap_offset` of its file
+    /// (AF_UNIX) or of the device's in-flight window (VVU).
+    fn map_inflight(
+        &mut self,
+        mmap_offset: u64,
+        size: u64,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Area, TransportError>;
+
+    /// As [`Transport::send`], for the answer to GET_INFLIGHT_FD: with it goes a new buffer of
+    /// `size` zeroed bytes, which the front-end keeps.
+    fn send_inflight(&mut self, message: &Message, size: u64) -> Result<(), TransportError>;
+
     /// The kick of ring `index`.
     fn kick(
         &mut self,
@@ -162,6 +175,18 @@ pub trait Transport: Send {
         nofd: bool,
         attached: Vec<OwnedFd>,
     ) -> Result<Call, TransportError>;
+
+    /// Where the front-end hears requests of ours (SET_BACKEND_REQ_FD), until the connection ends.
+    fn backend_channel(&mut self, _attached: Vec<OwnedFd>) -> Result<(), TransportError> {
+        Err(TransportError::Send(
+            "this transport carries no requests of ours".to_owned(),
+        ))
+    }
+
+    /// Sends a request of ours there. Never waits; false if there is no such place, or not any more.
+    fn send_request(&mut self, _message: &Message) -> bool {
+        false
+    }
 
     /// Ends the current connection, if any, and waits for the next one. All rings must have been
     /// stopped. No `Disconnected` event follows.

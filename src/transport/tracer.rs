@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use super::{Event, RegionRequest, Transport, TransportError};
-use crate::memory::Region;
+use crate::memory::{Area, Region};
 use crate::notify::{Call, Kick};
 use crate::protocol::{Message, describe};
 
@@ -106,6 +106,34 @@ impl<W: Write + Send> Transport for Tracer<W> {
             self.line("--", text);
         }
         self.failure(result)
+    }
+
+    fn map_inflight(
+        &mut self,
+        mmap_offset: u64,
+        size: u64,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Area, TransportError> {
+        let result = self.inner.map_inflight(mmap_offset, size, attached);
+        self.failure(result)
+    }
+
+    fn send_inflight(&mut self, message: &Message, size: u64) -> Result<(), TransportError> {
+        self.line("<-", format!("{} fds=1", describe(message)));
+        let result = self.inner.send_inflight(message, size);
+        self.failure(result)
+    }
+
+    fn backend_channel(&mut self, attached: Vec<OwnedFd>) -> Result<(), TransportError> {
+        let result = self.inner.backend_channel(attached);
+        self.failure(result)
+    }
+
+    fn send_request(&mut self, message: &Message) -> bool {
+        let sent = self.inner.send_request(message);
+        let text = format!("request {} of the back-end, sent: {sent}", message.request);
+        self.line("<=", text);
+        sent
     }
 
     fn kick(

@@ -8,13 +8,16 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::{Event, Gone, Incoming, RegionRequest, Transport, TransportError};
 use crate::device::{Device, DeviceError, Extent, LinkEvent, Loss, PlaceError};
-use crate::memory::Region;
+use crate::memory::{Area, Region};
 use crate::notify::{Call, Kick};
 use crate::protocol::{HEADER_LEN, Message};
 
 /// Protocol features that need no file descriptor and nothing of the device but to pass messages
 /// on: MQ, RARP, REPLY_ACK, NET_MTU, CONFIG, RESET_DEVICE, STATUS.
 const FEATURES: u64 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 9 | 1 << 13 | 1 << 16;
+
+/// INFLIGHT_SHMFD, which the device must have a window for.
+const INFLIGHT: u64 = 1 << 12;
 
 /// A VVU function as a transport.
 #[derive(Debug)]
@@ -102,7 +105,10 @@ impl Transport for VvuTransport {
     }
 
     fn protocol_features(&self) -> u64 {
-        FEATURES
+        match self.device.has_inflight() {
+            true => FEATURES | INFLIGHT,
+            false => FEATURES,
+        }
     }
 
     fn max_rings(&self) -> u16 {
@@ -130,6 +136,23 @@ impl Transport for VvuTransport {
             bytes,
         });
         Ok(regions.collect())
+    }
+
+    fn map_inflight(
+        &mut self,
+        mmap_offset: u64,
+        size: u64,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Area, TransportError> {
+        expect_none(&attached, "an in-flight buffer")?;
+        self.device
+            .map_inflight(mmap_offset, size)
+            .map_err(map_error)
+    }
+
+    /// The device adds the buffer.
+    fn send_inflight(&mut self, message: &Message, _size: u64) -> Result<(), TransportError> {
+        self.send(message)
     }
 
     fn kick(

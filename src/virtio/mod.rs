@@ -4,6 +4,8 @@
 //! that a front-end asks for and hands it running rings, [`Vring`]. Neither knows how messages
 //! or notifications travel.
 
+pub mod inflight;
+
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -49,6 +51,9 @@ pub struct Vring {
     pub err: Call,
     /// What the addresses in the ring's descriptors mean.
     pub memory: Arc<MemTable>,
+    /// The ring's region of the front-end's in-flight buffer, if there is one: at least
+    /// [`inflight::needed`] bytes of shared memory, which the front-end can write, too.
+    pub inflight: Option<Area>,
 }
 
 /// A change to a ring that runs.
@@ -126,8 +131,21 @@ pub trait VirtioDevice: Send {
     /// Number of queues.
     fn queues(&self) -> u16;
 
+    /// Whether the device keeps book of what it has taken and not given back, in a buffer that
+    /// outlives it, and does that again when a ring starts (vhost-user INFLIGHT_SHMFD). For devices
+    /// whose requests must not be lost: disks, not networks.
+    fn tracks_inflight(&self) -> bool {
+        false
+    }
+
     /// Bytes of configuration space from `offset` on (VIRTIO 1.2, 2.5). All of `data` or an error.
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// How often the configuration space has changed by itself, for devices where that happens. The
+    /// front-end is told when the number is another one.
+    fn config_changes(&self) -> Option<u64> {
+        None
+    }
 
     /// The driver writes configuration space.
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError>;

@@ -486,6 +486,13 @@ impl Packed {
         Ok(base | base << 16)
     }
 
+    /// Where a device is that has kept its own notes of what it has: the ring stays as it is.
+    pub fn stands_at(&self) -> Result<u32, QueueError> {
+        let (_, place) = self.outlook()?;
+        let base = u32::from(place.encoded());
+        Ok(base | base << 16)
+    }
+
     /// Where a device that stops can be: behind what it returned, up to what it was given.
     pub fn bounds(&self) -> Result<(u16, u16), QueueError> {
         let (_, low) = self.outlook()?;

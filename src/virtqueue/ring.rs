@@ -142,6 +142,25 @@ impl Ring {
         either!(self, ring => ring.resume())
     }
 
+    /// Where a device goes on that has its predecessor's notes of what it has not returned: the
+    /// ring stays as it is.
+    pub fn stands_at(&mut self) -> Result<u32, QueueError> {
+        match self {
+            Self::Split(ring) => ring.resume(),
+            Self::Packed(ring) => ring.stands_at(),
+        }
+    }
+
+    /// Before [`Ring::resume`]: says once more what the device has, for one that learns it from
+    /// the ring alone.
+    pub fn offer_again(&mut self) -> Result<(), QueueError> {
+        match self {
+            Self::Split(ring) => ring.offer_again(),
+            // There, resuming writes all anew.
+            Self::Packed(_) => Ok(()),
+        }
+    }
+
     /// Where a device that stops can be, as GET_VRING_BASE says it: behind what it returned, up to
     /// what it was given.
     pub fn bounds(&self) -> Result<(u16, u16), QueueError> {

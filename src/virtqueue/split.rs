@@ -255,9 +255,7 @@ impl Split {
         if self.in_order {
             self.order.push_back(head);
         }
-        let slot = self.pushed & (self.size - 1);
-        let offset = self.layout.avail + RING_HEAD + 2 * usize::from(slot);
-        self.store(offset, head, Ordering::Relaxed);
+        self.store(self.avail_slot(self.pushed), head, Ordering::Relaxed);
         self.pushed = self.pushed.wrapping_add(1);
     }
 
@@ -305,6 +303,37 @@ impl Split {
         Ok(self.returned()?.into())
     }
 
+    /// Lets the ring say once more what the device has, for one that knows nothing of what happened
+    /// before and goes on behind what was returned. Where chains came back in another order than
+    /// they went, the places from there on name others by now.
+    pub fn offer_again(&mut self) -> Result<(), QueueError> {
+        let from = self.returned()?;
+        if self.in_order {
+            return Ok(());
+        }
+        let back: Vec<u16> = (0..from.wrapping_sub(self.taken))
+            .map(|n| self.load_u32(self.used_slot(self.taken.wrapping_add(n))) as u16)
+            .collect();
+        let heads = (0..self.size).zip(self.entries.iter());
+        let mut missing: Vec<u16> = heads
+            .filter(|(head, entry)| entry.held && !back.contains(head))
+            .map(|(head, _)| head)
+            .collect();
+        let mut free = Vec::new();
+        for n in 0..self.pushed.wrapping_sub(from) {
+            let offset = self.avail_slot(from.wrapping_add(n));
+            let head = self.load(offset, Ordering::Relaxed);
+            match missing.iter().position(|one| *one == head) {
+                Some(at) => drop(missing.remove(at)),
+                None => free.push(offset),
+            }
+        }
+        for (offset, head) in free.into_iter().zip(missing) {
+            self.store(offset, head, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Where a device that stops can be: behind what it returned, up to what it was given.
     pub fn bounds(&self) -> Result<(u16, u16), QueueError> {
         Ok((self.returned()?, self.published))
@@ -330,8 +359,7 @@ impl Split {
         if self.used == self.taken {
             return Ok(None);
         }
-        let slot = usize::from(self.taken & (self.size - 1));
-        let offset = self.layout.used + RING_HEAD + slot * USED_ELEMENT_LEN;
+        let offset = self.used_slot(self.taken);
         let (id, len) = (self.load_u32(offset), self.load_u32(offset + 4));
         let head = u16::try_from(id).map_err(|_| QueueError::NotHeld(id))?;
         if self.in_order {
@@ -404,6 +432,18 @@ impl Split {
         let offset = DESCRIPTOR_LEN * usize::from(index);
         let done = self.memory.slice().write_slice(&bytes, offset);
         debug_assert!(done.is_ok());
+    }
+
+    /// Where the available ring has the head of the chain `count`.
+    fn avail_slot(&self, count: u16) -> usize {
+        let slot = count & (self.size - 1);
+        self.layout.avail + RING_HEAD + 2 * usize::from(slot)
+    }
+
+    /// Where the used ring has the element `count`.
+    fn used_slot(&self, count: u16) -> usize {
+        let slot = count & (self.size - 1);
+        self.layout.used + RING_HEAD + USED_ELEMENT_LEN * usize::from(slot)
     }
 
     // Offsets are computed from the size alone, so these cannot fail.

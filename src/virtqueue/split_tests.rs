@@ -294,3 +294,39 @@ fn one_element_stands_for_all_before_it_in_order() {
     let not_held = QueueError::NotHeld(heads[1].into());
     assert_eq!(ring.take(), Err(not_held));
 }
+
+#[test]
+fn what_a_device_has_is_offered_to_its_successor_whatever_the_order_was() {
+    let (mut ring, mut device) = ring(false);
+    let buffers = chain(1);
+    let heads: Vec<u16> = (0..SIZE).map(|_| ring.push(&buffers).unwrap()).collect();
+    ring.publish();
+    while device.next().is_some() {}
+    // The last ones come back first, and their places in the ring are used for what comes next.
+    for head in heads.iter().rev().take(5) {
+        device.give_back(u32::from(*head), 0);
+        let used = ring.take().unwrap().unwrap();
+        ring.release(used.head);
+    }
+    let later: Vec<u16> = (0..4).map(|_| ring.push(&buffers).unwrap()).collect();
+    ring.publish();
+    // One that came back and was not taken, and one that was pushed and not published.
+    device.give_back(u32::from(later[2]), 0);
+    let hidden = ring.push(&buffers).unwrap();
+
+    ring.offer_again().unwrap();
+    device.seen = u16::try_from(ring.resume().unwrap()).unwrap();
+    assert_eq!(device.seen, device.used);
+    let offered = |device: &mut Device| {
+        let mut all: Vec<u16> = std::iter::from_fn(|| device.next())
+            .map(|one| one.0)
+            .collect();
+        all.sort_unstable();
+        all
+    };
+    let mut held = [&heads[..3], &later[..2], &later[3..]].concat();
+    held.sort_unstable();
+    assert_eq!(offered(&mut device), held);
+    ring.publish();
+    assert_eq!(offered(&mut device), [hidden]);
+}

@@ -19,8 +19,9 @@ pub(crate) const BACKEND_UP: u32 = 1;
 pub(crate) const FRONTEND_UP: u32 = 2;
 pub(crate) const BOTH_UP: u32 = BACKEND_UP | FRONTEND_UP;
 
-/// Device feature bit of this project: told placement.
+/// Device feature bits of this project: told placement; in-flight buffers.
 pub(crate) const LAYOUT: u32 = 1;
+pub(crate) const INFLIGHT: u32 = 1 << 3;
 
 /// MSI-X vectors as the driver here uses them.
 pub(crate) const CONFIG: u16 = 0;
@@ -150,9 +151,9 @@ impl Driver {
         assert_eq!(self.device_status(), 0);
     }
 
-    /// From whatever state to DRIVER_OK, with `buffers` of `len` bytes in rxq. `features` are
-    /// those of the low half.
-    pub(crate) fn start(&mut self, features: u32, buffers: u16, len: u32) {
+    /// From whatever state to FEATURES_OK. False if the device does not agree to these in the low
+    /// half.
+    pub(crate) fn agree(&mut self, features: u32) -> bool {
         self.reset();
         self.set_device_status(DRIVER);
         // VERSION_1, and ACCESS_PLATFORM if it must be.
@@ -162,7 +163,13 @@ impl Driver {
             write(&self.common, common::DRIVER_FEATURE, half);
         }
         self.set_device_status(DRIVER | FEATURES_OK);
-        assert_ne!(self.device_status() & FEATURES_OK, 0, "features refused");
+        self.device_status() & FEATURES_OK != 0
+    }
+
+    /// From whatever state to DRIVER_OK, with `buffers` of `len` bytes in rxq. `features` are
+    /// those of the low half.
+    pub(crate) fn start(&mut self, features: u32, buffers: u16, len: u32) {
+        assert!(self.agree(features), "features refused");
         write(&self.common, common::CONFIG_VECTOR, CONFIG);
         self.rx = self.set_up(0);
         self.tx = self.set_up(1);

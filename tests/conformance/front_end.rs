@@ -1,6 +1,6 @@
 //! The front-end that a case plays: it says what the case says, right or wrong.
 
-use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd as new_eventfd, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use vvu::protocol::{HEADER_LEN, MemRegion, Message, Reply, Request};
 
 use crate::{PATIENCE, QUIET};
@@ -37,6 +40,8 @@ pub(crate) mod request {
     pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
     pub(crate) const GET_QUEUE_NUM: u32 = 17;
     pub(crate) const GET_CONFIG: u32 = 24;
+    pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+    pub(crate) const SET_INFLIGHT_FD: u32 = 32;
     pub(crate) const CREATE_CRYPTO_SESSION: u32 = 26;
     pub(crate) const REM_MEM_REG: u32 = 38;
     /// Nobody's.
@@ -131,6 +136,37 @@ impl FrontEnd {
             flags,
             payload,
         })
+    }
+
+    /// The descriptors that come with the next bytes, of which one is read.
+    fn descriptors(&mut self) -> (u8, Vec<OwnedFd>) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let mut bytes = [IoSliceMut::new(&mut byte)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let read = recvmsg(&self.stream, &mut bytes, &mut control, flags).expect("a message");
+        assert_eq!(read.bytes, 1, "hung up");
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        (byte[0], fds)
+    }
+
+    /// The next message, and the descriptors that come with it.
+    #[track_caller]
+    pub(crate) fn receive_with(&mut self) -> (Message, Vec<OwnedFd>) {
+        let (first, fds) = self.descriptors();
+        let mut header = [first; HEADER_LEN];
+        let rest = header.split_first_mut().expect("a header").1;
+        self.stream.read_exact(rest).expect("its header");
+        let (request, flags, size) = Message::parse_header(&header);
+        let mut payload = vec![0; size as usize];
+        self.stream.read_exact(&mut payload).expect("its payload");
+        (message(request, flags, &payload), fds)
     }
 
     /// The next message, which must answer `request` with a number.

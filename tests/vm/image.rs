@@ -9,11 +9,13 @@ use anyhow::{Context, Result};
 use crate::binaries;
 use crate::cpio::Archive;
 use crate::kernel::{self, Kernel};
+use crate::tools;
 
 /// Shell commands that people expect; all are busybox.
 const APPLETS: &[&str] = &[
     "sh", "ls", "cat", "ip", "ps", "dmesg", "free", "grep", "head", "tail", "kill", "mkdir",
-    "mount", "ping", "sleep", "taskset", "top", "hexdump", "reboot",
+    "mount", "ping", "sleep", "taskset", "top", "hexdump", "reboot", "umount", "sync", "dd", "cmp",
+    "md5sum", "rm", "blockdev", "df",
 ];
 
 /// What a guest is for.
@@ -23,6 +25,8 @@ pub(crate) enum Role {
     Appliance,
     /// Has an ordinary virtio-net interface.
     Neighbour,
+    /// Has disks, and programs that use them.
+    Store,
 }
 
 impl Role {
@@ -30,6 +34,7 @@ impl Role {
         match self {
             Role::Appliance => &["vfio_iommu_type1", "vfio_pci"],
             Role::Neighbour => &["virtio_pci", "virtio_net", "pktgen"],
+            Role::Store => &["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ext4"],
         }
     }
 }
@@ -40,6 +45,15 @@ pub(crate) fn write(role: Role, kernel: &Kernel, vvu: Option<&Path>, path: &Path
     let mut image = Archive::new(BufWriter::new(file));
     for directory in ["bin", "dev", "modules", "proc", "sys", "tmp"] {
         image.directory(directory)?;
+    }
+    if role == Role::Store {
+        for directory in ["lib", "lib64", "mnt"] {
+            image.directory(directory)?;
+        }
+        let scratch = tempfile::tempdir()?;
+        for (path, bytes) in tools::collect(scratch.path())? {
+            image.file(&path, 0o755, &bytes)?;
+        }
     }
     let program =
         |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));

@@ -18,6 +18,7 @@ use crate::kernel::Kernel;
 use crate::process::Process;
 use crate::qemu::{Arguments, Qemu};
 use crate::served::ServedFunction;
+use crate::store::Store;
 
 /// Slot on the root bus of an appliance's first virtio-vhost-user function.
 const FIRST_SLOT: usize = 0x10;
@@ -41,10 +42,11 @@ pub(crate) struct Room {
     directory: TempDir,
     logs: PathBuf,
     qemu: Qemu,
-    kernel: Kernel,
+    pub(crate) kernel: Kernel,
     vvu: Option<PathBuf>,
     appliance_image: OnceCell<PathBuf>,
     neighbour_image: OnceCell<PathBuf>,
+    store_image: OnceCell<PathBuf>,
 }
 
 impl Room {
@@ -70,10 +72,11 @@ impl Room {
         self.directory.path().join(name)
     }
 
-    fn image(&self, role: Role) -> Result<&Path> {
+    pub(crate) fn image(&self, role: Role) -> Result<&Path> {
         let (cell, name) = match role {
             Role::Appliance => (&self.appliance_image, "appliance.img"),
             Role::Neighbour => (&self.neighbour_image, "neighbour.img"),
+            Role::Store => (&self.store_image, "store.img"),
         };
         if cell.get().is_none() {
             let path = self.path(name);
@@ -126,6 +129,7 @@ impl Lab {
             vvu,
             appliance_image: OnceCell::new(),
             neighbour_image: OnceCell::new(),
+            store_image: OnceCell::new(),
         };
         Ok(Lab {
             room: Rc::new(room),
@@ -180,16 +184,28 @@ impl Lab {
 
     /// Runs `vvu net` on the host.
     pub fn vvu(&self, ports: &[String]) -> Result<Process> {
-        let mut arguments = vec!["-v".to_owned(), "net".to_owned()];
+        let mut arguments = vec!["net".to_owned()];
         for port in ports {
             arguments.extend(["--port".to_owned(), port.clone()]);
         }
-        Process::start(
-            "vvu",
-            &binaries::vvu()?,
-            &arguments,
-            &self.room.log_path("vvu-host"),
-        )
+        self.vvu_with("vvu", &arguments)
+    }
+
+    /// Runs `vvu` on the host as it is told; its log has this name.
+    pub fn vvu_with(&self, name: &str, arguments: &[String]) -> Result<Process> {
+        let arguments = [&["-v".to_owned()], arguments].concat();
+        let log = self.room.log_path(&format!("{name}-host"));
+        Process::start(name, &binaries::vvu()?, &arguments, &log)
+    }
+
+    /// A path for a file of this lab's.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.room.path(name)
+    }
+
+    /// A virtual machine with disks.
+    pub fn store(&self, name: &str) -> Store<'_> {
+        Store::new(self, name)
     }
 
     /// Where consoles, monitors and programs are logged.
@@ -215,7 +231,7 @@ impl Lab {
         &self.room
     }
 
-    fn arguments(&self, name: &str, accelerator: Accelerator) -> Arguments {
+    pub(crate) fn arguments(&self, name: &str, accelerator: Accelerator) -> Arguments {
         let path = |kind: &str| self.room.path(&format!("{name}.{kind}"));
         let console = self.room.log_path(&format!("{name}-console"));
         Arguments::new(
@@ -227,7 +243,7 @@ impl Lab {
         )
     }
 
-    fn boot(
+    pub(crate) fn boot(
         &self,
         name: &str,
         arguments: Arguments,

@@ -28,7 +28,10 @@
 //! | `wire` | what host and agent say to each other |
 //! | `traffic` | ping, TCP and UDP with checked contents, frame blasts between guests |
 //! | `card` | what a guest says of its interface: features, counters |
+//! | `firmware` | a disk that firmware can boot |
+//! | `disks` | the usual line-up of a guest with disks and what serves them |
 //! | `trio` | the usual line-ups of two or three neighbours and one back-end |
+//! | `store`, `tools` | guests with disks, and what they have to use them |
 //! | `served` | functions that a process on the host serves over vfio-user |
 //! | `qemu`, `accel`, `qmp` | command lines, the choice of KVM or TCG, the monitor |
 //! | `process` | a child that dies with us and whose output is kept |
@@ -53,6 +56,8 @@ pub mod binaries;
 mod card;
 mod channel;
 mod cpio;
+mod disks;
+mod firmware;
 mod guest;
 mod image;
 mod job;
@@ -64,11 +69,15 @@ mod qmp;
 pub mod runner;
 mod served;
 pub mod setup;
+mod store;
+mod tools;
 pub mod traffic;
 mod trio;
 pub mod wire;
 
 pub use card::Counters;
+pub use disks::{DISK, Disks, Server};
+pub use firmware::bootable_disk;
 pub use guest::Guest;
 pub use job::{Job, Output};
 pub use lab::{Appliance, Lab, Neighbour};
@@ -76,4 +85,5 @@ pub use process::Process;
 pub use qemu::Qemu;
 pub use qmp::Qmp;
 pub use served::ServedFunction;
+pub use store::Store;
 pub use trio::{HostTrio, NO_OFFLOADS, Quartet, Trio, start_vvu, start_vvu_with};

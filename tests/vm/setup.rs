@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::tools;
+
 /// A file that is needed, and the Debian package that has it. Programs are looked up in `PATH`.
 const NEEDS: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
@@ -16,6 +18,12 @@ const NEEDS: &[(&str, &str)] = &[
 /// What fetches the guests' kernel, unless there is one already.
 const KERNEL_NEEDS: &[(&str, &str)] =
     &[("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("xz", "xz-utils")];
+
+/// The same for labs with disks.
+pub fn ensure_ready_for_disks() -> Result<()> {
+    ensure_ready()?;
+    install(&tools::missing, "of the guests with disks")
+}
 
 /// Packages of what is missing.
 pub fn missing() -> Vec<&'static str> {
@@ -34,6 +42,10 @@ pub fn missing() -> Vec<&'static str> {
 
 /// Installs what is missing where that is possible, else says what to install.
 pub fn ensure_ready() -> Result<()> {
+    install(&missing, "of any guest")
+}
+
+fn install(missing: &dyn Fn() -> Vec<&'static str>, what: &str) -> Result<()> {
     let packages = missing();
     if packages.is_empty() {
         return Ok(());
@@ -41,7 +53,7 @@ pub fn ensure_ready() -> Result<()> {
     let list = packages.join(" ");
     if !nix::unistd::geteuid().is_root() || !is_there("apt-get") {
         bail!(
-            "these Debian packages are missing: {list}; install them with: apt-get install --no-install-recommends {list}"
+            "these Debian packages {what} are missing: {list}; install them with: apt-get install --no-install-recommends {list}"
         );
     }
     apt_get(&["update", "-qq"])?;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Subcommand};
 
+use super::storage::args::{Blk, DiskJob, Scsi};
 use crate::port::Mac;
 
 /// Largest frame that a job sends: an MTU of 9216 with its Ethernet header and a VLAN tag.
@@ -30,6 +31,11 @@ Examples:
     vvu device --vfio-user /tmp/a.vfio --vhost-user /tmp/a.sock --peer-memory /dev/shm/a
     vvu net --port vfio-user:/tmp/a.vfio --port echo:
     vvu guest --socket /tmp/a.sock --memory-file /dev/shm/a ping
+
+  A disk, written, and read again after whatever happened to the back-end meanwhile:
+    vvu guest --socket /tmp/d.sock blk write --whole --seed 1
+    vvu guest --socket /tmp/d.sock blk read --whole --seed 1
+    vvu guest --socket /tmp/d.sock --packed blk --queues 4 verify --seconds 10
 
   Another back-end, DPDK's:
     dpdk-testpmd --no-huge -m 512 --no-pci --vdev net_vhost0,iface=/tmp/x.sock -l 0,1 -- \\
@@ -132,6 +138,23 @@ pub(crate) struct Options {
     pub(crate) progress: bool,
 }
 
+impl Options {
+    /// An option that was given and that disks have no use for.
+    pub(crate) fn only_for_cards(&self) -> Option<&'static str> {
+        let given = [
+            (self.pairs != 1, "--pairs"),
+            (self.in_order, "--in-order"),
+            (self.offloads, "--offloads"),
+            (self.rx_buffer.is_some(), "--rx-buffer"),
+            (self.mac.is_some(), "--mac"),
+            (self.no_version_1, "--no-version-1"),
+            (self.no_mrg_rxbuf, "--no-mrg-rxbuf"),
+        ];
+        let mut given = given.into_iter().filter(|(given, _)| *given);
+        given.next().map(|(_, option)| option)
+    }
+}
+
 const HEADING: &str = "Guest";
 
 /// What the guest does.
@@ -149,6 +172,28 @@ pub(crate) enum Job {
     Verify(Verify),
     /// Misbehave, by name, and check after each deed that the back-end still serves others
     Abuse(Abuse),
+    /// Be a machine with a virtio-blk disk
+    Blk(Blk),
+    /// Be a machine with a virtio-scsi adapter, and use a disk of it
+    Scsi(Scsi),
+}
+
+impl Job {
+    /// The abuse that it is, of whatever device.
+    pub(crate) fn abuse(&self) -> Option<&Abuse> {
+        match self {
+            Self::Abuse(abuse)
+            | Self::Blk(Blk {
+                job: DiskJob::Abuse(abuse),
+                ..
+            })
+            | Self::Scsi(Scsi {
+                job: DiskJob::Abuse(abuse),
+                ..
+            }) => Some(abuse),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, ClapArgs)]

@@ -66,6 +66,32 @@ pub(super) enum Fault {
         /// What it was given.
         high: u16,
     },
+    /// A used length that cannot be.
+    #[error(
+        "the back-end claims to have written {found} bytes into a request with room for {room}"
+    )]
+    Answer {
+        /// What it says.
+        found: u32,
+        /// What may be written.
+        room: u32,
+    },
+    /// A request that came back without a word.
+    #[error("the back-end gave back a request without saying what came of it: {0}")]
+    Unanswered(String),
+    /// A used length that does not cover what must have been written.
+    #[error("{request} succeeded, with {found} bytes written; it takes {least}")]
+    Unsaid {
+        /// Which request.
+        request: String,
+        /// What the back-end says.
+        found: u32,
+        /// Data and answer.
+        least: u64,
+    },
+    /// Nothing comes back.
+    #[error("the back-end answered no request for {0} s")]
+    Silent(u64),
     /// Nothing moves.
     #[error("the back-end took no frame for {0} s")]
     Stuck(u64),
@@ -128,12 +154,52 @@ pub(super) enum GuestError {
         missing: &'static str,
     },
     /// Too few rings.
-    #[error("the back-end has {most} pairs of rings; --pairs {wanted} is too many")]
-    Pairs {
-        /// Pairs asked for.
-        wanted: u8,
-        /// Pairs there are.
+    #[error("the back-end has {most} {what}; --{what} {wanted} is too many")]
+    Rings {
+        /// What is counted.
+        what: &'static str,
+        /// How many were asked for.
+        wanted: u64,
+        /// How many there are.
         most: u64,
+    },
+    /// No configuration space to learn a disk's size from.
+    #[error(
+        "the back-end's configuration space has {0} bytes; a disk's has 60, in which the capacity is not 0 and blocks are powers of two"
+    )]
+    NoSpace(usize),
+    /// A logical unit that is none, or no disk.
+    #[error("target {target}, LUN {lun} is no disk that can be used: {why}")]
+    NoDisk {
+        /// The target.
+        target: u8,
+        /// The logical unit.
+        lun: u16,
+        /// What it answered.
+        why: String,
+    },
+    /// A disk that cannot do what was asked for.
+    #[error("this disk cannot {0}")]
+    Unable(&'static str),
+    /// A hostile request that was done.
+    #[error("it says to have done what cannot be done: {0}")]
+    Accepted(String),
+    /// Honest requests that went wrong.
+    #[error("{0}")]
+    Spoilt(String),
+    /// A part of the disk that is none.
+    #[error(
+        "{len} bytes from {start} on are no part of a disk of {capacity} bytes in blocks of {block} (--offset, --length)"
+    )]
+    Area {
+        /// First byte.
+        start: u64,
+        /// Bytes.
+        len: u64,
+        /// Bytes of the disk.
+        capacity: u64,
+        /// Bytes of a block.
+        block: u64,
     },
     /// A back-end that came back as another.
     #[error("the back-end came back with features {now:#x}; before, they were {before:#x}")]

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-/// Steps to a doubling, as a power of two: an error of 3 % at most.
-const BITS: u32 = 5;
-const STEPS: u64 = 1 << BITS;
+use vvu_pmd::stats::latency::{bucket, middle};
 
 /// Durations, from nanoseconds to minutes.
 #[derive(Debug, Clone)]
@@ -68,36 +66,9 @@ impl Histogram {
     }
 }
 
-/// Values below [`STEPS`] have a bucket each; those above share one with what differs only in
-/// bits below the highest and the [`BITS`] after it.
-fn bucket(value: u64) -> usize {
-    let above = value.checked_ilog2().unwrap_or(0).saturating_sub(BITS);
-    (u64::from(above) * STEPS + (value >> above)) as usize
-}
-
-/// A value in the middle of a bucket.
-fn middle(bucket: usize) -> u64 {
-    let bucket = bucket as u64;
-    let above = (bucket / STEPS).saturating_sub(1);
-    let low = (bucket - above * STEPS) << above;
-    low + ((1 << above) >> 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn buckets_follow_each_other_and_contain_their_middle() {
-        let near = |value: u64| middle(bucket(value)).abs_diff(value) <= value / 32;
-        for value in 1..100_000 {
-            assert!(bucket(value) - bucket(value - 1) <= 1, "{value}");
-            assert!(near(value), "{value}");
-        }
-        for shift in 0..64 {
-            assert!(near(1 << shift) && near(u64::MAX >> shift), "{shift}");
-        }
-    }
 
     #[test]
     fn percentiles() {

@@ -1,15 +1,16 @@
-//! One connection to a back-end: the vhost-user messages of a virtio-net device's VMM.
+//! One connection to a back-end: the vhost-user messages of a VMM.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{RecvTimeoutError, Sender as Alarm, channel};
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Error as VhostUserError, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
@@ -26,15 +27,44 @@ pub(super) struct Wanted {
     /// None of them is accepted if this is not offered.
     pub(super) needed: u64,
     pub(super) protocol_features: bool,
-    /// Pairs of rings.
-    pub(super) pairs: u8,
+    /// Let the back-end keep what it has not answered in memory that outlives it.
+    pub(super) inflight: bool,
+    pub(super) rings: Rings,
 }
 
-/// What the device's configuration space says (VIRTIO 1.2, 5.1.4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NetSpace {
-    pub(super) mac: [u8; 6],
-    pub(super) mtu: u16,
+/// How many rings there shall be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rings {
+    /// All of them.
+    pub(super) all: u64,
+    /// As GET_QUEUE_NUM counts them: a network card's in pairs.
+    pub(super) asked: u64,
+    /// What a back-end has that cannot be asked.
+    pub(super) usual: u64,
+    /// Those of them that nobody asks for.
+    pub(super) others: u64,
+    /// What is counted, and the option that asks for so many.
+    pub(super) what: &'static str,
+}
+
+impl Rings {
+    /// Pairs of a network card.
+    pub(super) fn pairs(pairs: u8) -> Self {
+        Self {
+            all: 2 * u64::from(pairs),
+            asked: pairs.into(),
+            usual: 1,
+            others: 0,
+            what: "pairs",
+        }
+    }
+}
+
+/// Memory of a back-end in which it notes what it has not answered, kept for its successor
+/// (GET_INFLIGHT_FD).
+pub(super) struct Tracked {
+    layout: VhostUserInflight,
+    file: File,
 }
 
 /// A connection whose features are negotiated.
@@ -94,7 +124,7 @@ impl Link {
             .map_err(io("use the socket"))?;
         let other = stream.try_clone().map_err(io("use the socket"))?;
         let mut link = Self {
-            frontend: Frontend::from_stream(other, 2 * u64::from(wanted.pairs)),
+            frontend: Frontend::from_stream(other, wanted.rings.all),
             stream,
             timeout,
             features: 0,
@@ -126,10 +156,11 @@ impl Link {
         if self.enables {
             let offered = frontend.get_protocol_features();
             let offered = offered.map_err(failed("GET_PROTOCOL_FEATURES"))?;
-            self.protocol = offered
-                & (VhostUserProtocolFeatures::REPLY_ACK
-                    | VhostUserProtocolFeatures::CONFIG
-                    | VhostUserProtocolFeatures::MQ);
+            let mut accepted = VhostUserProtocolFeatures::REPLY_ACK
+                | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::MQ;
+            accepted.set(VhostUserProtocolFeatures::INFLIGHT_SHMFD, wanted.inflight);
+            self.protocol = offered & accepted;
             let set = frontend.set_protocol_features(self.protocol);
             set.map_err(failed("SET_PROTOCOL_FEATURES"))?;
             if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
@@ -140,15 +171,31 @@ impl Link {
         let vhost_user = if self.enables { bit30 } else { 0 };
         let set = frontend.set_features(self.features | vhost_user);
         set.map_err(failed("SET_FEATURES"))?;
-        if wanted.pairs > 1 {
+        let Rings {
+            asked,
+            usual,
+            others,
+            what,
+            ..
+        } = wanted.rings;
+        if asked > usual {
             let most = match self.protocol.contains(VhostUserProtocolFeatures::MQ) {
                 true => self.exchange("GET_QUEUE_NUM", &Request::GetQueueNum, true)?,
-                false => 1,
+                false => usual,
             };
-            if most < wanted.pairs.into() {
-                let wanted = wanted.pairs;
-                return Err(GuestError::Pairs { wanted, most });
+            if most < asked {
+                return Err(GuestError::Rings {
+                    what,
+                    wanted: asked - others,
+                    most: most.saturating_sub(others),
+                });
             }
+        }
+        if wanted.inflight && !self.tracks() {
+            return Err(GuestError::Features {
+                offered,
+                missing: "INFLIGHT_SHMFD (or no --inflight)",
+            });
         }
         Ok(())
     }
@@ -183,46 +230,76 @@ impl Link {
         }
     }
 
-    /// The device's configuration space, if the back-end has one to show.
-    pub(super) fn space(&mut self) -> Result<Option<NetSpace>, GuestError> {
-        const LEN: u32 = 12;
+    /// Whether the back-end keeps what it has not answered.
+    fn tracks(&self) -> bool {
+        let bit = VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        self.protocol.contains(bit)
+    }
+
+    /// The first `len` bytes of the device's configuration space, if the back-end shows it.
+    pub(super) fn config(&mut self, len: u32) -> Result<Option<Vec<u8>>, GuestError> {
         if !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
             return Ok(None);
         }
         let _watchdog = self.watchdog()?;
-        let nothing = [0; LEN as usize];
+        let nothing = vec![0; len as usize];
         let flags = VhostUserConfigFlags::empty();
-        let space = self.frontend.get_config(0, LEN, flags, &nothing);
-        let space = match space {
-            Ok((_, space)) => space,
+        match self.frontend.get_config(0, len, flags, &nothing) {
+            Ok((_, space)) => Ok(Some(space)),
             // It has a shorter one, or none after all.
-            Err(vhost::Error::VhostUserProtocol(VhostUserError::BackendInternalError)) => {
-                return Ok(None);
+            Err(vhost::Error::VhostUserProtocol(VhostUserError::BackendInternalError)) => Ok(None),
+            Err(error) => Err(GuestError::message("GET_CONFIG", error)),
+        }
+    }
+
+    /// Gives the back-end the notes of its predecessor, or gets memory for its own.
+    fn track(
+        &mut self,
+        tracked: &mut Option<Tracked>,
+        queues: &[&mut Queue],
+    ) -> Result<(), GuestError> {
+        let failed = |what| move |error| GuestError::message(what, error);
+        let tracked = match tracked {
+            Some(tracked) => tracked,
+            None => {
+                let size = queues.first().map_or(0, |queue| queue.ring.size());
+                let asked = VhostUserInflight::new(0, 0, queues.len() as u16, size);
+                let got = self.frontend.get_inflight_fd(&asked);
+                let (layout, file) = got.map_err(failed("GET_INFLIGHT_FD"))?;
+                tracked.insert(Tracked { layout, file })
             }
-            Err(error) => return Err(GuestError::message("GET_CONFIG", error)),
         };
-        Ok(match *space.as_slice() {
-            [a, b, c, d, e, f, _, _, _, _, low, high] => Some(NetSpace {
-                mac: [a, b, c, d, e, f],
-                mtu: u16::from_le_bytes([low, high]),
-            }),
-            _ => None,
-        })
+        let fd = tracked.file.as_raw_fd();
+        let set = self.frontend.set_inflight_fd(&tracked.layout, fd);
+        set.map_err(failed("SET_INFLIGHT_FD"))
     }
 
     /// Hands over memory and rings, which go on where they are, and starts them.
     pub(super) fn start<'a>(
         &mut self,
         memory: &Memory,
+        tracked: &mut Option<Tracked>,
         queues: impl Iterator<Item = &'a mut Queue>,
     ) -> Result<(), GuestError> {
         let mut queues: Vec<_> = queues.collect();
         let _watchdog = self.watchdog()?;
+        let tracks = self.tracks();
+        if tracks {
+            self.track(tracked, &queues)?;
+        } else {
+            for queue in &mut queues {
+                let offered = queue.ring.offer_again();
+                offered.map_err(|error| queue.fault(error))?;
+            }
+        }
         let failed = |what| move |error| GuestError::message(what, error);
         let set = self.frontend.set_mem_table(&memory.table());
         set.map_err(failed("SET_MEM_TABLE"))?;
         for (index, queue) in (0..).zip(&mut queues) {
-            let base = queue.ring.resume();
+            let base = match tracks {
+                true => queue.ring.stands_at(),
+                false => queue.ring.resume(),
+            };
             let base = base.map_err(|error| queue.fault(error))?;
             let ring = &queue.ring;
             let at = ring.addresses();

@@ -1,45 +1,26 @@
 //! A guest as its jobs see it: memory and a network card behind a connection that may break.
 
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vvu::protocol::Features;
 use vvu::socket::Endpoint;
 use vvu_pmd::net::feature;
 
 use super::args::{MAX_FRAME, Options, Socket};
-use super::error::{Fault, GuestError, io};
-use super::link::{Link, NetSpace, Wanted};
+use super::error::{Fault, GuestError};
+use super::link::{Rings, Wanted};
 use super::memory::Memory;
 use super::queues::{Format, Queue, Receiver, Sender};
+use super::tether::{Meeting, Queues, Tether, Woken};
 use super::wrap::{self, Request};
 use crate::port::Mac;
 use crate::signals::Shutdown;
 
-/// For this long nothing is worth going to sleep for.
-const SPIN: Duration = Duration::from_micros(10);
-/// For this long others may run, but we look again at once.
-const YIELD: Duration = Duration::from_micros(50);
 /// A frame of an Ethernet without an MTU of its own, without its checksum.
 const USUAL_FRAME: usize = 1514;
 const ETHERNET: usize = 14;
 
-/// What ended a wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Woken {
-    /// There may be something to do.
-    Ready,
-    /// It was time.
-    Late,
-    /// A signal says to stop.
-    Stopped,
-    /// The back-end went away and is back. What was under way may be lost, or sent twice.
-    Reconnected,
-}
-
-/// Frames and their bytes.
+/// Frames, or requests, and their bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Flow {
     pub(super) packets: u64,
@@ -47,14 +28,11 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    fn add(&mut self, packets: u64, bytes: u64) {
+    pub(super) fn add(&mut self, packets: u64, bytes: u64) {
         self.packets += packets;
         self.bytes += bytes;
     }
 }
-
-/// What a bed tells a hang-up by; everything else only wakes.
-const HANG_UP: u64 = 1;
 
 /// A pair of rings.
 struct Pair {
@@ -62,56 +40,27 @@ struct Pair {
     sender: Sender,
 }
 
-/// All rings, in the order of their numbers.
-fn queues(pairs: &[Pair]) -> impl Iterator<Item = &Queue> {
-    pairs
-        .iter()
-        .flat_map(|pair| [&pair.receiver.queue, &pair.sender.queue])
-}
-
-fn queues_mut(pairs: &mut [Pair]) -> impl Iterator<Item = &mut Queue> {
-    pairs
-        .iter_mut()
-        .flat_map(|pair| [&mut pair.receiver.queue, &mut pair.sender.queue])
-}
-
-/// A place to sleep at, where a hang-up, a signal and the calls of `queues` wake.
-fn bed<'a>(
-    link: &Link,
-    shutdown: &Shutdown,
-    queues: impl Iterator<Item = &'a Queue>,
-) -> std::io::Result<Epoll> {
-    let bed = Epoll::new()?;
-    let watch = |fd: &dyn AsRawFd, data| {
-        let event = EpollEvent::new(EventSet::IN, data);
-        bed.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
-    };
-    watch(&link.fd(), HANG_UP)?;
-    watch(&shutdown.fd(), 0)?;
-    for queue in queues {
-        watch(&queue.call, 0)?;
-        watch(&queue.err, 0)?;
+impl Queues for Vec<Pair> {
+    fn all(&self) -> impl Iterator<Item = &Queue> {
+        self.iter()
+            .flat_map(|pair| [&pair.receiver.queue, &pair.sender.queue])
     }
-    Ok(bed)
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Queue> {
+        self.iter_mut()
+            .flat_map(|pair| [&mut pair.receiver.queue, &mut pair.sender.queue])
+    }
 }
 
 /// See the [module](self).
 pub(super) struct Machine<'a> {
-    options: &'a Options,
-    shutdown: &'a Shutdown,
-    socket: &'a Socket,
-    endpoint: &'a mut Endpoint,
-    link: Option<Link>,
-    bed: Epoll,
-    wanted: Wanted,
+    tether: Tether<'a>,
     format: Format,
-    memory: Memory,
     pairs: Vec<Pair>,
     /// The pair that sends at the moment.
     current: usize,
     mac: [u8; 6],
     max_frame: usize,
-    connections: u64,
     sent: Flow,
     received: Flow,
 }
@@ -124,12 +73,15 @@ impl<'a> Machine<'a> {
         options: &'a Options,
         shutdown: &'a Shutdown,
     ) -> Result<Self, GuestError> {
-        let timeout = Duration::from_secs(options.timeout);
-        let deadline = Instant::now() + timeout;
-        let wanted = wanted(options);
-        let connected = connected(endpoint, socket, options, shutdown, deadline)?;
-        let mut link = Link::open(connected, wanted, timeout)?;
-        let space = link.space()?;
+        let mut meeting = Meeting {
+            socket,
+            endpoint,
+            options,
+            shutdown,
+            wanted: wanted(options),
+        };
+        let mut link = meeting.link()?;
+        let space = link.config(NetSpace::LEN)?.and_then(NetSpace::parse);
         let format = Format(link.features);
         let (mac, max_frame) = card(space, format, options);
         // With offloads, frames are as long as packets can be.
@@ -160,28 +112,13 @@ impl<'a> Machine<'a> {
                 sender: Sender::new(&mut memory, size, longest, format)?,
             });
         }
-        link.start(&memory, queues_mut(&mut pairs))?;
-        let bed = bed(&link, shutdown, queues(&pairs));
-        tracing::info!(
-            "connected: features {:#x}, {} regions, rings of {size}",
-            format.0,
-            memory.regions()
-        );
         Ok(Self {
-            options,
-            shutdown,
-            socket,
-            endpoint,
-            link: Some(link),
-            bed: bed.map_err(io("wait for events"))?,
-            wanted,
+            tether: meeting.tie(link, memory, &mut pairs)?,
             format,
-            memory,
             pairs,
             current: 0,
             mac,
             max_frame,
-            connections: 1,
             sent: Flow::default(),
             received: Flow::default(),
         })
@@ -227,7 +164,7 @@ impl<'a> Machine<'a> {
 
     /// How often a connection was made.
     pub(super) fn connections(&self) -> u64 {
-        self.connections
+        self.tether.connections()
     }
 
     /// What was given to the back-end.
@@ -248,12 +185,12 @@ impl<'a> Machine<'a> {
 
     /// How long the back-end may take.
     pub(super) fn timeout(&self) -> Duration {
-        Duration::from_secs(self.options.timeout)
+        self.tether.timeout()
     }
 
     /// Whether a signal says to stop.
     pub(super) fn stopped(&self) -> bool {
-        self.shutdown.raised()
+        self.tether.stopped()
     }
 
     /// Shows up to `budget` frames that arrived on each ring, at least the first `snap` bytes of each, and its
@@ -323,7 +260,7 @@ impl<'a> Machine<'a> {
             if self.reclaim()? > 0 {
                 deadline = Instant::now() + self.timeout();
             } else if self.wait(deadline, true)? == Woken::Late {
-                return Err(Fault::Stuck(self.options.timeout).into());
+                return Err(Fault::Stuck(self.timeout().as_secs()).into());
             }
         }
         Ok(())
@@ -341,170 +278,14 @@ impl<'a> Machine<'a> {
     /// Waits until a frame arrives, or, with `room`, until one was taken. Returns early now and
     /// then.
     pub(super) fn wait(&mut self, deadline: Instant, room: bool) -> Result<Woken, GuestError> {
-        let start = Instant::now();
-        loop {
-            if self.is_ready(room) {
-                return Ok(Woken::Ready);
-            }
-            if self.stopped() {
-                return Ok(Woken::Stopped);
-            }
-            let now = Instant::now();
-            if now >= deadline {
-                return Ok(Woken::Late);
-            }
-            match now - start {
-                spent if spent < SPIN => std::hint::spin_loop(),
-                spent if spent < YIELD => std::thread::yield_now(),
-                _ => break,
-            }
-        }
-        for pair in &mut self.pairs {
-            if pair.receiver.queue.ring.enable_calls()
-                || room && pair.sender.queue.ring.enable_calls()
-            {
-                return Ok(Woken::Ready);
-            }
-        }
-        let gone = self.sleep(deadline.saturating_duration_since(Instant::now()))?;
-        for queue in queues_mut(&mut self.pairs) {
-            queue.ring.disable_calls();
-        }
-        if gone && !self.is_ready(room) {
-            self.reconnect()?;
-            return Ok(Woken::Reconnected);
-        }
-        Ok(Woken::Ready)
-    }
-
-    fn is_ready(&self, room: bool) -> bool {
-        self.pairs.iter().any(|pair| {
-            pair.receiver.queue.ring.has_used() || room && pair.sender.queue.ring.has_used()
-        })
-    }
-
-    /// Sleeps until a call, a signal or a hang-up, at most for `time`; whether it was the last.
-    fn sleep(&self, time: Duration) -> Result<bool, GuestError> {
-        let Some(link) = &self.link else {
-            return Ok(true);
-        };
-        let millis = time.as_micros().div_ceil(1000).min(1 << 30) as i32;
-        let mut events = [EpollEvent::default(); 8];
-        // An interrupted wait is a short one.
-        let count = self.bed.wait(millis, &mut events).unwrap_or(0);
-        let hung_up = |event: &EpollEvent| event.data() == HANG_UP;
-        let over = events.iter().take(count).any(hung_up) && link.is_over();
-        for queue in queues(&self.pairs) {
-            let _ = queue.call.read();
-            if queue.err.read().is_ok() && !over {
-                return Err(Fault::Signalled(queue.name).into());
-            }
-        }
-        Ok(over)
-    }
-
-    /// The back-end hung up: waits for it to come back, if that is wanted.
-    fn reconnect(&mut self) -> Result<(), GuestError> {
-        self.link = None;
-        if !self.options.reconnect {
-            return Err(GuestError::Gone);
-        }
-        tracing::info!("the back-end is gone; waiting for it");
-        let deadline = Instant::now() + self.timeout();
-        let mut useful = true;
-        loop {
-            self.endpoint.rearm(useful);
-            let (endpoint, socket) = (&mut *self.endpoint, self.socket);
-            let connected = connected(endpoint, socket, self.options, self.shutdown, deadline)?;
-            match self.resume(connected) {
-                Ok(link) => {
-                    self.link = Some(link);
-                    self.connections += 1;
-                    tracing::info!("connected again");
-                    return Ok(());
-                }
-                // It may have died once more.
-                Err(GuestError::Handshake { what, why }) => {
-                    tracing::info!("{what}: {why}");
-                    useful = false;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn resume(&mut self, connected: OwnedFd) -> Result<Link, GuestError> {
-        let before = self.format.0;
-        // Only what is in use: rings and headers are as they are.
-        let wanted = Wanted {
-            features: before,
-            ..self.wanted
-        };
-        let mut link = Link::open(connected, wanted, self.timeout())?;
-        let now = link.features;
-        if now != before {
-            return Err(GuestError::Changed { before, now });
-        }
-        link.start(&self.memory, queues_mut(&mut self.pairs))?;
-        self.bed = bed(&link, self.shutdown, queues(&self.pairs)).map_err(io("wait for events"))?;
-        Ok(link)
+        // Receive rings come first in each pair.
+        let awaited = |ring: usize| room || ring.is_multiple_of(2);
+        self.tether.wait(deadline, &mut self.pairs, awaited)
     }
 
     /// Stops the rings and hangs up.
     pub(super) fn stop(self) -> Result<(), GuestError> {
-        match self.link {
-            None => Ok(()),
-            Some(link) => link.stop(queues(&self.pairs)),
-        }
-    }
-}
-
-pub(super) fn endpoint(socket: &Socket) -> Result<Endpoint, GuestError> {
-    Ok(match socket.server {
-        true => Endpoint::listen(&socket.path)?,
-        false => Endpoint::connect(&socket.path)?,
-    })
-}
-
-/// Waits for a connected socket.
-pub(super) fn connected(
-    endpoint: &mut Endpoint,
-    socket: &Socket,
-    options: &Options,
-    shutdown: &Shutdown,
-    deadline: Instant,
-) -> Result<OwnedFd, GuestError> {
-    while !shutdown.raised() {
-        if let Some(connected) = endpoint.attempt() {
-            return Ok(connected);
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(nobody(socket, options));
-        }
-        let mut fds = [
-            PollFd::from_borrowed_fd(endpoint.fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(shutdown.fd(), PollFlags::IN),
-        ];
-        let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
-    }
-    Err(GuestError::Interrupted)
-}
-
-fn nobody(socket: &Socket, options: &Options) -> GuestError {
-    let why = match std::os::unix::net::UnixStream::connect(&socket.path) {
-        Err(error) if !socket.server => format!(": {error}"),
-        _ => String::new(),
-    };
-    GuestError::NoBackEnd {
-        how: if socket.server {
-            "called"
-        } else {
-            "answers at"
-        },
-        path: socket.path.clone(),
-        seconds: options.timeout,
-        why,
+        self.tether.stop(&self.pairs)
     }
 }
 
@@ -535,8 +316,30 @@ pub(super) fn wanted(options: &Options) -> Wanted {
     Wanted {
         features: features | needed,
         needed,
-        pairs: options.pairs,
+        rings: Rings::pairs(options.pairs),
+        inflight: false,
         protocol_features: !options.no_protocol_features,
+    }
+}
+
+/// What the device's configuration space says (VIRTIO 1.2, 5.1.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct NetSpace {
+    mac: [u8; 6],
+    mtu: u16,
+}
+
+impl NetSpace {
+    const LEN: u32 = 12;
+
+    fn parse(space: Vec<u8>) -> Option<Self> {
+        match *space.as_slice() {
+            [a, b, c, d, e, f, _, _, _, _, low, high] => Some(Self {
+                mac: [a, b, c, d, e, f],
+                mtu: u16::from_le_bytes([low, high]),
+            }),
+            _ => None,
+        }
     }
 }
 

@@ -1,13 +1,14 @@
-//! `vvu guest`: a reference vhost-user-net front-end, for any back-end.
+//! `vvu guest`: a reference vhost-user front-end for any back-end, of network cards and of disks.
 //!
 //! What a VMM and its guest's driver do together, in one program and without a VM: memory of its
 //! own in a file, the handshake (with the messages of rust-vmm's `vhost` crate), virtio rings, and
 //! jobs that use them. Nothing of the back-ends in this repository is known here, and no back-end
 //! is trusted: what it writes into rings is checked, and what it does wrong is said.
 //!
-//! `memory` is what is shared, `queues` the driver of the two rings, `link` one connection,
-//! `machine` all of that as jobs see it, over reconnects. `frames` is what the jobs send each
-//! other, `wrap` the packets around them where offloads are tried.
+//! `memory` is what is shared, `link` one connection, `tether` the same over reconnects. `queues`
+//! is the driver of a network card's two rings, `machine` all of that as jobs see it. `frames` is
+//! what the jobs send each other, `wrap` the packets around them where offloads are tried.
+//! `storage` has all that is about disks.
 
 mod abuse;
 pub(crate) mod args;
@@ -20,15 +21,20 @@ mod machine;
 mod memory;
 mod queues;
 pub(crate) mod report;
+mod storage;
+mod tether;
 mod wrap;
 
 use std::process::ExitCode;
 
+use abuse::Device;
 use args::{Guest, Job, Options, Socket};
 use error::GuestError;
 use jobs::Outcome;
 use machine::Machine;
-use report::{Clock, Details, Line, Report};
+use report::{Clock, Line, Report};
+use storage::Language;
+use storage::args::{Blk, Scsi};
 
 use crate::signals::Shutdown;
 
@@ -39,10 +45,14 @@ const NO_BACK_END: u8 = 3;
 
 /// Runs a job.
 pub(crate) fn run(guest: &Guest) -> anyhow::Result<ExitCode> {
-    if let Job::Abuse(abuse) = &guest.job
-        && abuse.list
-    {
-        abuse::list();
+    let device = match &guest.job {
+        Job::Blk(blk) => Device::Disk(Language::Blk, &blk.disk),
+        Job::Scsi(scsi) => Device::Disk(Language::Scsi(scsi.unit()), &scsi.disk),
+        _ => Device::Card,
+    };
+    let abuse = guest.job.abuse();
+    if abuse.is_some_and(|abuse| abuse.list) {
+        abuse::list(device);
         return Ok(ExitCode::SUCCESS);
     }
     let options = &guest.options;
@@ -52,14 +62,25 @@ pub(crate) fn run(guest: &Guest) -> anyhow::Result<ExitCode> {
     if !options.packed && !options.queue_size.is_power_of_two() {
         odd_size(options.queue_size);
     }
+    if let (Device::Disk(..), Some(option)) = (device, options.only_for_cards()) {
+        not_a_disks(option);
+    }
     let shutdown = Shutdown::new()?;
     let mut report = Report {
         job: name(&guest.job).to_owned(),
         ..Report::default()
     };
-    let result = match &guest.job {
-        Job::Abuse(abuse) => abuse::run(socket, options, abuse, &shutdown, &mut report),
-        job => work(job, socket, options, &shutdown, &mut report),
+    let result = match (&guest.job, device, abuse) {
+        (_, _, Some(abuse)) => abuse::run(socket, device, options, abuse, &shutdown, &mut report),
+        (
+            Job::Blk(Blk { job, .. }) | Job::Scsi(Scsi { job, .. }),
+            Device::Disk(language, disk),
+            _,
+        ) => {
+            let given = (options, disk);
+            storage::run(socket, given, language, job, &shutdown, &mut report)
+        }
+        (job, _, _) => work(job, socket, options, &shutdown, &mut report),
     };
     let code = match result {
         Ok(None) => 0,
@@ -90,6 +111,8 @@ fn name(job: &Job) -> &'static str {
         Job::Sink(_) => "sink",
         Job::Verify(_) => "verify",
         Job::Abuse(_) => "abuse",
+        Job::Blk(_) => "blk",
+        Job::Scsi(_) => "scsi",
     }
 }
 
@@ -98,6 +121,14 @@ fn missing_socket() -> ! {
     use clap::CommandFactory;
     let kind = clap::error::ErrorKind::MissingRequiredArgument;
     let text = "--socket PATH is missing: where does the back-end listen?";
+    crate::args::Args::command().error(kind, text).exit()
+}
+
+/// Options that may stand anywhere mean nothing to some jobs; say so.
+fn not_a_disks(option: &str) -> ! {
+    use clap::CommandFactory;
+    let kind = clap::error::ErrorKind::ArgumentConflict;
+    let text = format!("{option} is for network cards; a disk has none of that");
     crate::args::Args::command().error(kind, text).exit()
 }
 
@@ -130,7 +161,7 @@ fn work(
     shutdown: &Shutdown,
     report: &mut Report,
 ) -> Result<Option<String>, GuestError> {
-    let mut endpoint = machine::endpoint(socket)?;
+    let mut endpoint = tether::endpoint(socket)?;
     let mut machine = Machine::start(socket, &mut endpoint, options, shutdown)?;
     let mut clock = Clock::new(options.progress, options.json);
     let outcome = match job {
@@ -138,10 +169,7 @@ fn work(
         Job::Blast(blast) => jobs::blast(&mut machine, &mut clock, blast),
         Job::Sink(sink) => jobs::sink(&mut machine, &mut clock, sink),
         Job::Verify(verify) => jobs::verify(&mut machine, &mut clock, verify),
-        Job::Abuse(_) => Ok(Outcome {
-            details: Details::None,
-            failure: None,
-        }),
+        Job::Abuse(_) | Job::Blk(_) | Job::Scsi(_) => Ok(Outcome::default()),
     };
     report.connections = machine.connections();
     report.features = format!("{:#x}", machine.features());

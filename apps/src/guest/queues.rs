@@ -35,6 +35,11 @@ impl Format {
         }
     }
 
+    /// Whether a chain may be a table of its own.
+    pub(super) fn indirect(self) -> bool {
+        self.has(Features::INDIRECT_DESC.bits())
+    }
+
     fn in_order(self) -> bool {
         self.has(Features::IN_ORDER.bits())
     }
@@ -89,7 +94,8 @@ impl Queue {
         })
     }
 
-    fn take(&mut self) -> Result<Option<Used>, Fault> {
+    /// The next chain that the back-end is done with.
+    pub(super) fn take(&mut self) -> Result<Option<Used>, Fault> {
         self.ring.take().map_err(|error| self.fault(error))
     }
 
@@ -380,7 +386,7 @@ impl Sender {
             (start, count) = (cut, count + 1);
         }
         let chain = chain.get(..count)?;
-        if count < 2 || !self.format.has(Features::INDIRECT_DESC.bits()) {
+        if count < 2 || !self.format.indirect() {
             return self.queue.ring.push(chain).ok();
         }
         for (n, buffer) in chain.iter().enumerate() {

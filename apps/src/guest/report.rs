@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::histogram::Histogram;
-use super::machine::{Flow, Machine};
+use super::machine::Flow;
 
 /// A line of JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,7 +52,12 @@ pub(crate) struct Report {
     pub(crate) connections: u64,
     /// virtio features in use.
     pub(crate) features: String,
+    /// A network card's address.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
     pub(crate) mac: String,
+    /// A disk's bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) capacity: Option<u64>,
     #[serde(flatten)]
     pub(crate) total: Progress,
     #[serde(flatten)]
@@ -71,6 +76,9 @@ pub(crate) enum Details {
     Sink(Sunk),
     Verify(Account),
     Abuse(Abused),
+    Disk(DiskLoad),
+    #[serde(rename = "verify_disk")]
+    VerifyDisk(DiskAccount),
 }
 
 /// Round trips, in nanoseconds.
@@ -156,6 +164,36 @@ pub(crate) struct Account {
     pub(crate) seed: u64,
 }
 
+/// Requests of one kind.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct DiskLoad {
+    pub(crate) requests: u64,
+    /// Bytes of those that were done.
+    pub(crate) bytes: u64,
+    /// Time for them.
+    pub(crate) load_seconds: f64,
+    /// Requests that were refused, or brought what they should not.
+    pub(crate) failed: u64,
+    pub(crate) latency: Latency,
+}
+
+/// Every block accounted for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct DiskAccount {
+    pub(crate) reads: u64,
+    pub(crate) writes: u64,
+    pub(crate) flushes: u64,
+    pub(crate) discards: u64,
+    pub(crate) zeroings: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) bytes_written: u64,
+    /// Requests that were refused.
+    pub(crate) failed: u64,
+    /// Blocks that held something else than they must.
+    pub(crate) corrupt: u64,
+    pub(crate) seed: u64,
+}
+
 /// Deeds and their outcome.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Abused {
@@ -189,12 +227,11 @@ impl Clock {
     }
 
     /// Once a second, says how it goes. Returns when it will next.
-    pub(super) fn tick(&mut self, machine: &Machine<'_>) -> Option<Instant> {
+    pub(super) fn tick(&mut self, sent: Flow, received: Flow) -> Option<Instant> {
         let now = Instant::now();
         let due = self.next.filter(|next| now >= *next);
         if due.is_some() {
             self.next = Some(now + SECOND);
-            let (sent, received) = (machine.sent(), machine.received());
             if self.json {
                 Line::Progress(self.total(sent, received)).print();
             } else {
@@ -303,6 +340,24 @@ impl fmt::Display for Report {
                 sink.blasts, sink.answered, sink.others
             )?,
             Details::Verify(account) => write_account(f, account)?,
+            Details::Disk(load) => write_load(f, load)?,
+            Details::VerifyDisk(account) => {
+                writeln!(
+                    f,
+                    "{} reads, {} writes, {} flushes, {} discards, {} zeroed; {} failed",
+                    account.reads,
+                    account.writes,
+                    account.flushes,
+                    account.discards,
+                    account.zeroings,
+                    account.failed
+                )?;
+                writeln!(
+                    f,
+                    "corrupt blocks: {} (seed {})",
+                    account.corrupt, account.seed
+                )?;
+            }
             Details::Abuse(abuse) => writeln!(
                 f,
                 "{} deeds, {} of them with consequences for others",
@@ -310,9 +365,13 @@ impl fmt::Display for Report {
                 abuse.failed.len()
             )?,
         }
+        let (sent, received, things) = match self.capacity {
+            None => ("sent", "received", "frames"),
+            Some(_) => ("wrote", "read", "requests"),
+        };
         write!(
             f,
-            "{:.2} s, {:.2} s of CPU; sent {} frames, {} bytes; received {} frames, {} bytes",
+            "{:.2} s, {:.2} s of CPU; {sent} {} {things}, {} bytes; {received} {} {things}, {} bytes",
             self.total.seconds,
             self.cpu_seconds,
             self.total.sent_packets,
@@ -328,6 +387,28 @@ fn also(interrupted: u64) -> String {
         0 => String::new(),
         n => format!(", {n} interrupted by a reconnect"),
     }
+}
+
+fn write_load(f: &mut fmt::Formatter<'_>, load: &DiskLoad) -> fmt::Result {
+    let time = Duration::from_secs_f64(load.load_seconds.max(0.0));
+    let mega = load.bytes as f64 / time.as_secs_f64().max(1e-9) / 1e6;
+    let rate = Rate(load.requests, time);
+    writeln!(
+        f,
+        "{} requests, {} failed: {rate}, {mega:.1} MB/s",
+        load.requests, load.failed
+    )?;
+    let times = &load.latency;
+    writeln!(
+        f,
+        "each: min {}, p50 {}, p90 {}, p99 {}, max {}, mean {}",
+        Nanos(times.min),
+        Nanos(times.p50),
+        Nanos(times.p90),
+        Nanos(times.p99),
+        Nanos(times.max),
+        Nanos(times.mean),
+    )
 }
 
 fn write_account(f: &mut fmt::Formatter<'_>, account: &Account) -> fmt::Result {

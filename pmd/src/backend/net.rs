@@ -55,12 +55,13 @@ fn rings(switch: &mut Switch, port: u16, role: Role) -> Option<&mut Rings> {
     }
 }
 
-fn setup(error: SetupError) -> DeviceError {
+pub(super) fn setup(error: SetupError) -> DeviceError {
     tracing::warn!(%error, "ring refused");
     match error {
         SetupError::Size(_) => DeviceError::Unsupported("this ring size"),
         SetupError::Base { .. } => DeviceError::Unsupported("a ring that begins there"),
         SetupError::Area { .. } => DeviceError::Unsupported("rings at these addresses"),
+        SetupError::Inflight { .. } => DeviceError::Unsupported("this in-flight buffer"),
         SetupError::Kick(_) => DeviceError::Unsupported("a kick of this kind"),
     }
 }

@@ -113,6 +113,7 @@ impl MockQueue {
             call,
             err,
             memory: self.guest.table(),
+            inflight: None,
         };
         (vring, called, failed)
     }

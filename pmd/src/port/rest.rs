@@ -7,52 +7,7 @@
 
 use super::rings::{Rings, Vhost};
 use super::vhost::VhostRx;
-use crate::wake::{Kicks, Quiet};
-
-/// How often a ring is found unchanged before it rests.
-pub(super) const PATIENCE: u8 = 4;
-
-/// How a ring is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Mode {
-    /// Each round looks at it.
-    #[default]
-    Polled,
-    /// It will be kicked, because the worker sleeps.
-    Armed,
-    /// It will be kicked, because it had nothing for long.
-    Resting,
-}
-
-/// What is known about a ring's activity.
-#[derive(Debug, Default)]
-pub(super) struct Rest {
-    pub(super) mode: Mode,
-    /// Chains that it brought, in all, modulo 2^32. Where the ring stands would not do: a packed
-    /// ring is soon at the same place again.
-    pub(super) brought: u32,
-    /// How many there were at the last look...
-    seen: u32,
-    /// ...and how many looks in a row found no more.
-    unchanged: u8,
-}
-
-impl Rest {
-    /// Whether the ring had nothing for long.
-    fn is_due(&mut self) -> bool {
-        if std::mem::replace(&mut self.seen, self.brought) == self.brought {
-            self.unchanged = self.unchanged.saturating_add(1);
-        } else {
-            self.unchanged = 0;
-        }
-        self.unchanged >= PATIENCE
-    }
-
-    fn poll(&mut self) {
-        self.mode = Mode::Polled;
-        self.unchanged = 0;
-    }
-}
+use crate::wake::{Kicks, Mode, Quiet};
 
 impl Vhost {
     /// Asks for kicks. False if there is something already.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use vvu::notify::Kick;
 
 use super::offload::Accepts;
-use super::rest::PATIENCE;
 use super::{Heads, PreparedRing, RingKind, Rings, RxPort, VhostRx};
 use crate::mock::{Buffer, MockGuest, MockQueue};
 use crate::stats::PortStats;
 use crate::vring::{RingError, feature};
+use crate::wake::PATIENCE;
 use crate::wake::{Kicks, Quiet, Waker};
 
 const RINGS: usize = 3;

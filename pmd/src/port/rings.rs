@@ -7,10 +7,9 @@ use vvu::virtio::Vring;
 
 use super::Stats;
 use super::offload::Accepts;
-use super::rest::Rest;
 use crate::stats::RingState;
 use crate::vring::{Moved, Ring, RingError, SetupError};
-use crate::wake::{Waker, Watch};
+use crate::wake::{Rest, Waker, Watch};
 
 /// What the negotiated features say about a ring of a network device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

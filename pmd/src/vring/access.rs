@@ -1,4 +1,5 @@
-//! The only raw access to the parts of a ring (VIRTIO 1.2, 2.7.5 to 2.7.8 and 2.8.13, 2.8.14).
+//! The only raw access to the parts of a ring (VIRTIO 1.2, 2.7.5 to 2.7.8 and 2.8.13, 2.8.14), and
+//! to its region of an in-flight buffer.
 //!
 //! Place and alignment are checked once, when a [`SplitMem`] or a [`PackedMem`] is made; after that
 //! an access cannot fail and costs one load or store. This file knows layouts and orderings; it
@@ -6,12 +7,19 @@
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use vvu::memory::Area;
 use vvu::virtio::RingAreas;
 
 use super::SetupError;
+#[cfg(test)]
+use super::inflight::killing::about_to_store;
+
+/// Where a test may end us: before each store that others can see.
+#[cfg(not(test))]
+#[inline(always)]
+fn about_to_store() {}
 
 /// Size of a descriptor of either format.
 pub(super) const DESC: usize = 16;
@@ -150,6 +158,7 @@ impl SplitMem {
 
     /// Our flags.
     pub(super) fn set_used_flags(&self, flags: u16) {
+        about_to_store();
         self.u16_at(self.used, 0)
             .store(flags.to_le(), Ordering::Relaxed);
     }
@@ -163,6 +172,7 @@ impl SplitMem {
     /// entries and the data in the buffers are seen.
     #[inline]
     pub(super) fn publish_used_idx(&self, index: u16) {
+        about_to_store();
         self.u16_at(self.used, 2)
             .store(index.to_le(), Ordering::Release);
     }
@@ -179,12 +189,15 @@ impl SplitMem {
                 AtomicU32::from_ptr(self.used.at(offset + 4)),
             )
         };
+        about_to_store();
         id.store(u32::from(head).to_le(), Ordering::Relaxed);
+        about_to_store();
         length.store(len.to_le(), Ordering::Relaxed);
     }
 
     /// Sets avail_event. Only for rings made with `event_idx`.
     pub(super) fn set_avail_event(&self, index: u16) {
+        about_to_store();
         let offset = 4 + 8 * usize::from(self.size);
         self.u16_at(self.used, offset)
             .store(index.to_le(), Ordering::Relaxed);
@@ -259,6 +272,7 @@ impl PackedMem {
     /// Writes length, id and flags of descriptor `index`, which the driver does not look at yet.
     #[inline]
     pub(super) fn set_rest(&self, index: u16, value: u64) {
+        about_to_store();
         if let Some((_, rest)) = self.halves(index) {
             rest.store(value.to_le(), Ordering::Relaxed);
         }
@@ -268,6 +282,7 @@ impl PackedMem {
     /// barrier after it reads the flags, so that later descriptors and the data are seen.
     #[inline]
     pub(super) fn publish_rest(&self, index: u16, value: u64) {
+        about_to_store();
         if let Some((_, rest)) = self.halves(index) {
             rest.store(value.to_le(), Ordering::Release);
         }
@@ -286,7 +301,84 @@ impl PackedMem {
 
     /// What we want to be told, in the same form.
     pub(super) fn set_device_event(&self, event: u32) {
+        about_to_store();
         self.event(self.device)
             .store(event.to_le(), Ordering::Relaxed);
+    }
+}
+
+/// A ring's region of an in-flight buffer: words of 64 bits, some of which are used in parts.
+///
+/// Each store is a Release: should this process be killed at one, all stores before it have been
+/// made, and none behind it.
+#[derive(Debug)]
+pub(super) struct RegionMem {
+    part: Part,
+    len: usize,
+    /// Keeps the bytes mapped.
+    _area: Area,
+}
+
+// SAFETY: as for `SplitMem`.
+unsafe impl Send for RegionMem {}
+
+impl RegionMem {
+    /// Checks that `area` holds `len` bytes, aligned to what is stored there at once.
+    pub(super) fn new(area: Area, len: usize) -> Result<Self, SetupError> {
+        Ok(Self {
+            part: Part::new("in-flight region", &area, 8, len)?,
+            len,
+            _area: area,
+        })
+    }
+
+    /// Where an integer of `T`'s size is; `None` if that is not inside, or not aligned.
+    #[inline]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        let end = offset.checked_add(size_of::<T>())?;
+        let good = end <= self.len && offset.is_multiple_of(size_of::<T>());
+        good.then(|| self.part.at(offset))
+    }
+
+    /// The word at `offset`; zero if there is none.
+    #[inline]
+    pub(super) fn word(&self, offset: usize) -> u64 {
+        // SAFETY: `at` has checked place and alignment of 8 bytes in a part aligned to 8 (`new`),
+        // which `_area` keeps mapped; an atomic tolerates a peer's stores.
+        let word = self.at(offset).map(|at| unsafe { AtomicU64::from_ptr(at) });
+        word.map_or(0, |word| u64::from_le(word.load(Ordering::Acquire)))
+    }
+
+    /// Writes the word at `offset`.
+    #[inline]
+    pub(super) fn set_word(&self, offset: usize, value: u64) {
+        about_to_store();
+        if let Some(at) = self.at(offset) {
+            // SAFETY: as for `word`.
+            let word = unsafe { AtomicU64::from_ptr(at) };
+            word.store(value.to_le(), Ordering::Release);
+        }
+    }
+
+    /// Writes 16 bits at `offset`.
+    #[inline]
+    pub(super) fn set_half(&self, offset: usize, value: u16) {
+        about_to_store();
+        if let Some(at) = self.at(offset) {
+            // SAFETY: as for `word`, with 2 bytes.
+            let half = unsafe { AtomicU16::from_ptr(at) };
+            half.store(value.to_le(), Ordering::Release);
+        }
+    }
+
+    /// Writes the byte at `offset`.
+    #[inline]
+    pub(super) fn set_byte(&self, offset: usize, value: u8) {
+        about_to_store();
+        if let Some(at) = self.at(offset) {
+            // SAFETY: as for `word`, with 1 byte.
+            let byte = unsafe { AtomicU8::from_ptr(at) };
+            byte.store(value, Ordering::Release);
+        }
     }
 }

@@ -5,9 +5,10 @@
 //! leads to the next is the format's. Every descriptor is read once; a chain is good as a whole or
 //! leaves no trace.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use vvu::memory::{MemTable, VolatileSlice};
+use vvu::memory::{MemTable, Scatter, VolatileSlice};
 
 use super::RingError;
 use super::access::DESC;
@@ -112,6 +113,17 @@ impl Chain {
     }
 }
 
+/// Which bytes of a chain are kept beyond its burst.
+#[derive(Debug, Clone, Default)]
+pub struct Keep {
+    /// Of the device-readable ones: data.
+    pub read: Range<u32>,
+    /// Of the device-writable ones: data.
+    pub write: Range<u32>,
+    /// Of the device-writable ones: tail.
+    pub tail: Range<u32>,
+}
+
 /// The chains of a burst and their pieces. Never grows: allocated once.
 #[derive(Debug)]
 pub struct Taken {
@@ -140,6 +152,17 @@ impl Taken {
     #[inline]
     pub fn chains(&self) -> &[Chain] {
         self.list.get(self.used..self.len).unwrap_or(&[])
+    }
+
+    /// Whether no burst has begun.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The last `chains` of them.
+    pub(super) fn last(&self, chains: usize) -> &[Chain] {
+        let all = self.chains();
+        all.get(all.len().saturating_sub(chains)..).unwrap_or(&[])
     }
 
     /// The next chain to be given back counts as given back.
@@ -211,6 +234,24 @@ impl Taken {
         }
         self.pieces
             .one(chain.first as usize + usize::from(chain.readable))
+    }
+
+    /// Puts bytes of `chain` into `into`, which forgets what it had, and keeps them mapped.
+    #[inline]
+    pub fn keep(&self, chain: &Chain, what: Keep, into: &mut Scatter) {
+        let first = chain.first as usize;
+        let middle = first + usize::from(chain.readable);
+        let end = middle + usize::from(chain.writable);
+        let pieces = &self.pieces;
+        pieces.begin_keep(into);
+        pieces.keep(first..middle, what.read, false, into);
+        pieces.keep(middle..end, what.write, false, into);
+        pieces.keep(middle..end, what.tail, true, into);
+    }
+
+    /// The last `chains` were not taken, after all.
+    pub(super) fn drop_last(&mut self, chains: usize) {
+        self.len = self.len.saturating_sub(chains).max(self.used);
     }
 
     /// How many more chains may be begun.

@@ -33,6 +33,16 @@ pub enum SetupError {
         /// The alignment that VIRTIO asks for.
         align: usize,
     },
+    /// What the in-flight region says cannot be: somebody else wrote to it, or it is another ring's.
+    #[error("the in-flight region is not this ring's: its {what} is {found}, expected {expected}")]
+    Inflight {
+        /// Which number of it.
+        what: &'static str,
+        /// The number.
+        found: u64,
+        /// What it must be, or the least that is too much.
+        expected: u64,
+    },
     /// The kick is of a kind that cannot be waited for.
     #[error("cannot wait for the kick: {0}")]
     Kick(std::io::Error),
@@ -100,11 +110,18 @@ pub enum RingError {
         /// Length found.
         len: u32,
     },
+    /// A buffer that was taken was made available once more. With it goes a chain that the
+    /// in-flight region has spoilt.
+    #[error("buffer {id} is in flight already, or what is known of it is no chain")]
+    Flying {
+        /// Head of the chain (split) or id of the buffer (packed).
+        id: u16,
+    },
 }
 
 impl RingError {
     /// Short names of all reasons, in the order of [`RingError::reason`].
-    pub const REASONS: [&str; 8] = [
+    pub const REASONS: [&str; 9] = [
         "avail-jump",
         "out-of-range",
         "too-long",
@@ -113,6 +130,7 @@ impl RingError {
         "order",
         "bytes",
         "unmapped",
+        "flying",
     ];
 
     /// Which of [`RingError::REASONS`] this is.
@@ -126,6 +144,7 @@ impl RingError {
             Self::Order { .. } => 5,
             Self::Bytes { .. } => 6,
             Self::Unmapped { .. } => 7,
+            Self::Flying { .. } => 8,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::chain::{Chain, Taken};
 use super::{RingError, SetupError};
+use vvu::memory::Area;
 use vvu::virtio::RingAreas;
 
 /// Chains taken before the driver's next mistake, and that mistake.
@@ -16,8 +17,24 @@ pub(crate) trait Format: Sized {
     /// Checks that `areas` hold a ring of `size` entries with `features`.
     fn mem(areas: RingAreas, size: u16, features: u64) -> Result<Self::Mem, SetupError>;
 
-    /// Begins at `base`, in the form of [`Vring::base`](vvu::virtio::Vring::base).
-    fn new(mem: Self::Mem, base: u32, features: u64) -> Result<Self, SetupError>;
+    /// Begins at `base`, in the form of [`Vring::base`](vvu::virtio::Vring::base), or where
+    /// `inflight` says that the ring was left.
+    fn new(
+        mem: Self::Mem,
+        base: u32,
+        features: u64,
+        inflight: Option<Area>,
+    ) -> Result<Self, SetupError>;
+
+    /// Whether book is kept of what is in flight.
+    fn keeps_book(&self) -> bool;
+
+    /// As [`Format::take`], for rings that keep book: what was in flight when the ring was left
+    /// comes first.
+    fn take_noted(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed>;
+
+    /// Notes, if book is kept, that `chain` goes back when the driver is shown something next.
+    fn note_used(&mut self, chain: &Chain);
 
     /// Takes up to `max` chains more and returns how many.
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed>;
@@ -56,6 +73,9 @@ pub(crate) trait Format: Sized {
 
     /// Where the ring would go on, in the form of [`Vring::base`](vvu::virtio::Vring::base).
     fn base(&self) -> u32;
+
+    /// Whether chains that were in flight when the ring was left are still to be taken again.
+    fn is_resuming(&self) -> bool;
 
     /// The same ring elsewhere in memory. Returns the old place.
     fn replace_mem(&mut self, mem: Self::Mem) -> Self::Mem;

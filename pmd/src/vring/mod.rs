@@ -11,6 +11,9 @@
 //! once, for `RingOf` a format, and compiled for each; which one it is, is asked once a burst
 //! (`Ring::of_format`).
 //!
+//! Chains are given back within their burst, or kept and given back later, in any order
+//! ([`Ring::keep_all`]), as devices need that answer when a disk does.
+//!
 //! This room knows no device: neither what a chain contains nor which way it goes. It does not
 //! know who polls it.
 //!
@@ -21,12 +24,14 @@
 //! | `chain` | what a chain may be made of, and the chains of a burst |
 //! | `pieces` | their bytes |
 //! | `access` | raw memory of the rings themselves |
+//! | `inflight` | what is in flight, in a buffer that outlives us |
 //! | `error` | what can be wrong |
 
 mod access;
 mod chain;
 mod error;
 mod format;
+mod inflight;
 mod packed;
 mod pieces;
 mod ring;
@@ -42,7 +47,7 @@ use vvu::memory::MemTable;
 use vvu::notify::{Call, Kick};
 use vvu::virtio::{RingAreas, Vring};
 
-pub use chain::{Chain, MAX_CHAIN, Taken};
+pub use chain::{Chain, Keep, MAX_CHAIN, Taken};
 pub use error::{RingError, SetupError};
 pub(crate) use format::Format;
 use packed::Packed;
@@ -71,8 +76,9 @@ pub mod feature {
     /// VIRTIO_F_IN_ORDER: buffers are given back in the order in which they came.
     pub const IN_ORDER: u64 = 1 << 35;
     /// All of them.
-    pub const OFFERED: u64 =
-        ANY_LAYOUT | INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED | IN_ORDER;
+    pub const OFFERED: u64 = OUT_OF_ORDER | IN_ORDER;
+    /// All for devices that give chains back in the order in which they are done.
+    pub const OUT_OF_ORDER: u64 = ANY_LAYOUT | INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED;
 }
 
 /// Places of a ring, by format.
@@ -156,14 +162,17 @@ impl Ring {
             call,
             err,
             memory,
+            inflight,
             ..
         } = ring;
         let ring = match Places::new(areas, size, features)? {
             Places::Split(mem) => {
-                AnyRing::Split(of(Split::new(mem, base, features)?, memory, call, err))
+                let format = Split::new(mem, base, features, inflight)?;
+                AnyRing::Split(of(format, memory, call, err))
             }
             Places::Packed(mem) => {
-                AnyRing::Packed(of(Packed::new(mem, base, features)?, memory, call, err))
+                let format = Packed::new(mem, base, features, inflight)?;
+                AnyRing::Packed(of(format, memory, call, err))
             }
         };
         Ok((Self(ring), kick))
@@ -208,7 +217,8 @@ impl Ring {
     }
 
     /// Gives back the oldest of [`Ring::chains`], `len` bytes of it written. The driver sees it
-    /// at the next [`Ring::finish`].
+    /// at the next [`Ring::finish`]. Not for rings that keep book of what is in flight: those keep
+    /// their chains.
     pub fn give_back(&mut self, len: u32) {
         with!(&mut self.0, ring => ring.give_back(len));
     }
@@ -217,6 +227,19 @@ impl Ring {
     /// [`Ring::publish`].
     pub fn give_back_read(&mut self) {
         with!(&mut self.0, ring => ring.give_back_read());
+    }
+
+    /// Ends a burst whose chains are kept: a copy of each, and what [`Taken::keep`] has of its
+    /// bytes. Each is given back once, in any order, by [`Ring::give_back_kept`]. At most as many
+    /// as the ring has entries may be kept at a time: who keeps them sees to it.
+    pub fn keep_all(&mut self) {
+        with!(&mut self.0, ring => ring.keep_all());
+    }
+
+    /// Gives back a chain that was kept, `len` bytes of it written. The driver sees it at the next
+    /// [`Ring::publish`].
+    pub fn give_back_kept(&mut self, chain: &Chain, len: u32) {
+        with!(&mut self.0, ring => ring.give_back_kept(chain, len));
     }
 
     /// Ends a burst: chains not given back count as never taken, the others are published at
@@ -268,6 +291,13 @@ impl Ring {
             // Not the same ring: its features cannot change while it runs.
             (_, places) => Moved { memory, places },
         }
+    }
+
+    /// Whether chains that were in flight when the ring was left (by whoever kept its book before us)
+    /// are still to be taken again: they come with the next bursts. A ring may stop only behind
+    /// them.
+    pub fn is_resuming(&self) -> bool {
+        with!(&self.0, ring => ring.format.is_resuming())
     }
 
     /// A new way to call. It is rung at once, because the old one may have been lost.

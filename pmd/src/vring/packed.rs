@@ -3,11 +3,13 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use vvu::memory::Area;
 use vvu::virtio::RingAreas;
 
 use super::access::PackedMem;
 use super::chain::{Chain, Desc, INDIRECT, MAX_CHAIN, NEXT, Taken, WRITE, Walk};
 use super::format::{Failed, Format, crossed};
+use super::inflight::{PackedBook, Place};
 use super::{RingError, SetupError, feature};
 
 /// VIRTQ_DESC_F_AVAIL (2.8.1).
@@ -40,6 +42,14 @@ impl Cursor {
 
     fn bits(self) -> u16 {
         self.index | u16::from(self.wrap) << 15
+    }
+
+    fn place(self) -> Place {
+        (self.index, self.wrap)
+    }
+
+    fn from_place((index, wrap): Place) -> Self {
+        Self { index, wrap }
     }
 
     /// `slots` further; at most once round.
@@ -86,6 +96,8 @@ pub(crate) struct Packed {
     /// Slots used since the last decision on a call; `None` until the first one, which is always
     /// in favour because nothing is known of what the driver was told before.
     since_call: Option<u16>,
+    /// What is in flight, if that is to outlive us.
+    book: Option<Box<PackedBook>>,
 }
 
 impl Packed {
@@ -168,6 +180,43 @@ impl Packed {
         Err(RingError::TooLong { head, limit })
     }
 
+    /// Takes chains that were in flight when the ring was left, from the book's descriptors.
+    fn take_again(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
+        let Some(book) = &mut self.book else {
+            return Ok(0);
+        };
+        let mut done = 0;
+        while done < max
+            && let Some(first) = book.again().next()
+        {
+            match take_kept(book, self.indirect, first, taken) {
+                Ok(true) => done += 1,
+                Ok(false) => {
+                    book.again().put_back(first);
+                    break;
+                }
+                Err(error) => return Err((done, error)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Makes all descriptors that were taken and are not used look as they were: somebody who was
+    /// killed may have filled them in, behind one that the driver has not been shown.
+    fn hide_unpublished(&self, used: Cursor, avail: Cursor) {
+        let mut place = used;
+        while place != avail {
+            if let Some((_, rest)) = self.mem.desc(place.index)
+                && !place.is_available((rest >> 48) as u16)
+            {
+                let flags = if place.wrap { AVAIL } else { USED };
+                let rest = rest & !(0xffff << 48) | u64::from(flags) << 48;
+                self.mem.set_rest(place.index, rest);
+            }
+            place.forward(1, self.mem.size());
+        }
+    }
+
     /// Gives back `slots` descriptors with one entry.
     #[inline]
     fn put(&mut self, id: u16, len: u32, written: bool, slots: u16) {
@@ -199,6 +248,39 @@ fn table(outer: Desc, walk: &mut Walk<'_>) -> Result<(), RingError> {
     Ok(())
 }
 
+/// Takes the chain that begins at an entry of the book. False if there is no room for it.
+fn take_kept(
+    book: &PackedBook,
+    indirect: bool,
+    first: u16,
+    taken: &mut Taken,
+) -> Result<bool, RingError> {
+    let (id, slots) = book.chain(first);
+    let Some(mut walk) = taken.begin(id) else {
+        return Ok(false);
+    };
+    let mut which = first;
+    for slot in 1..=slots {
+        let (halves, next) = book.desc(which);
+        let desc = Desc::packed(halves);
+        if (desc.flags & NEXT == 0) != (slot == slots) {
+            return Err(RingError::Flying { id });
+        }
+        if desc.flags & INDIRECT != 0 {
+            if !indirect || slots > 1 {
+                return Err(RingError::Indirect { flags: desc.flags });
+            }
+            walk.count_table();
+            table(desc, &mut walk)?;
+        } else {
+            walk.push(desc)?;
+        }
+        which = next;
+    }
+    walk.end(id, slots.into());
+    Ok(true)
+}
+
 impl Format for Packed {
     type Mem = PackedMem;
 
@@ -206,7 +288,12 @@ impl Format for Packed {
         PackedMem::new(areas, size)
     }
 
-    fn new(mem: PackedMem, base: u32, features: u64) -> Result<Self, SetupError> {
+    fn new(
+        mem: PackedMem,
+        base: u32,
+        features: u64,
+        inflight: Option<Area>,
+    ) -> Result<Self, SetupError> {
         let avail = Cursor::from_bits(base as u16);
         if avail.index >= mem.size() {
             return Err(SetupError::Base {
@@ -214,19 +301,33 @@ impl Format for Packed {
                 size: mem.size(),
             });
         }
+        // A ring that stops gives everything back, so both cursors are the same where it goes on.
+        // Some front-ends leave the used half of the base at zero.
+        let (mut used, mut next) = (avail, avail);
+        let mut book = None;
+        if let Some(area) = inflight {
+            let was_used = |place: Place| {
+                let place = Cursor::from_place(place);
+                let desc = mem.desc(place.index).map(Desc::packed);
+                desc.is_none_or(|desc| !place.is_available(desc.flags))
+            };
+            let opened = PackedBook::open(area, mem.size(), avail.place(), was_used)?;
+            (next, used) = (Cursor::from_place(opened.1), Cursor::from_place(opened.2));
+            book = Some(Box::new(opened.0));
+        }
         let mut this = Self {
             mem,
             indirect: features & feature::INDIRECT_DESC != 0,
             event_idx: features & feature::EVENT_IDX != 0,
             in_order: features & feature::IN_ORDER != 0,
-            avail,
-            // A ring that stops gives everything back, so both cursors are the same where it goes
-            // on. Some front-ends leave the used half of the base at zero.
-            used: avail,
+            avail: next,
+            used,
             held: None,
             unpublished: 0,
             since_call: None,
+            book,
         };
+        this.hide_unpublished(used, next);
         this.disable_kicks();
         Ok(this)
     }
@@ -250,7 +351,62 @@ impl Format for Packed {
     }
 
     #[inline]
+    fn keeps_book(&self) -> bool {
+        self.book.is_some()
+    }
+
+    fn take_noted(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
+        let open = !taken.is_empty();
+        let book = self.book.as_mut();
+        if book.is_some_and(|book| book.again().has_burst(open)) {
+            return self.take_again(max, taken);
+        }
+        let mut place = self.avail;
+        let (count, error) = match self.take(max, taken) {
+            Ok(count) => (count, None),
+            Err((count, error)) => (count, Some(error)),
+        };
+        let size = self.mem.size();
+        let mut noted = 0;
+        if let Some(book) = &mut self.book {
+            for chain in taken.last(count) {
+                // Once more, for whoever comes after us, who will judge what is found here.
+                let descs = (0..chain.slots()).map(|_| {
+                    let halves = self.mem.desc(place.index).unwrap_or_default();
+                    place.forward(1, size);
+                    halves
+                });
+                if !book.took(chain.id(), chain.slots(), descs) {
+                    break;
+                }
+                noted += 1;
+            }
+        }
+        let rest = taken.last(count).get(noted..).unwrap_or(&[]);
+        if let Some(id) = rest.first().map(Chain::id) {
+            for chain in rest {
+                self.avail.back(chain.slots(), size);
+            }
+            taken.drop_last(count - noted);
+            return Err((noted, RingError::Flying { id }));
+        }
+        error.map_or(Ok(count), |error| Err((count, error)))
+    }
+
+    #[inline]
+    fn note_used(&mut self, chain: &Chain) {
+        if let Some(book) = &mut self.book {
+            book.used(chain.id());
+        }
+    }
+
+    #[inline]
     fn untake(&mut self, chains: &[Chain]) {
+        if let Some(book) = &mut self.book
+            && !book.untake(chains.iter().rev().map(Chain::id))
+        {
+            return;
+        }
         for chain in chains {
             self.avail.back(chain.slots(), self.mem.size());
         }
@@ -286,7 +442,14 @@ impl Format for Packed {
         let Some((index, rest)) = self.held.take() else {
             return false;
         };
-        self.mem.publish_rest(index, rest);
+        match &mut self.book {
+            None => self.mem.publish_rest(index, rest),
+            Some(book) => {
+                book.before_publish(self.used.place());
+                self.mem.publish_rest(index, rest);
+                book.after_publish();
+            }
+        }
         self.unpublished = 0;
         true
     }
@@ -336,6 +499,7 @@ impl Format for Packed {
         fence(Ordering::SeqCst);
         self.desc(self.avail.index)
             .is_ok_and(|desc| self.avail.is_available(desc.flags))
+            || self.is_resuming()
     }
 
     #[inline]
@@ -345,6 +509,10 @@ impl Format for Packed {
 
     fn base(&self) -> u32 {
         u32::from(self.avail.bits()) | u32::from(self.used.bits()) << 16
+    }
+
+    fn is_resuming(&self) -> bool {
+        self.book.as_ref().is_some_and(|book| book.is_resuming())
     }
 
     fn replace_mem(&mut self, mem: PackedMem) -> PackedMem {

@@ -7,7 +7,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use vvu::memory::{MemTable, VolatileSlice, copy};
+use vvu::memory::{MemTable, Scatter, VolatileSlice, copy};
 
 /// Most pieces of the chains of one burst.
 pub(super) const MAX_PIECES: usize = 2048;
@@ -164,10 +164,62 @@ impl Pieces {
 
     #[inline]
     fn slice(&self, piece: &Piece) -> VolatileSlice<'_> {
-        // SAFETY: `piece` is one of the first `len` of our list (every caller has it from `all` or
-        // has just put it there), so its bytes were cut from a mapping that `memory` keeps, and neither `replace` nor a drop can happen while we are borrowed; everybody
+        // SAFETY: `piece` is one of the first `len` of our list, or a part of one (every caller has
+        // it from `all` or has just put it there), so its bytes were cut from a mapping that `memory` keeps, and neither `replace` nor a drop can happen while we are borrowed; everybody
         // reaches those bytes through VolatileSlice.
         unsafe { VolatileSlice::new(piece.start.as_ptr(), piece.len) }
+    }
+
+    /// Empties `into` for pieces of this memory.
+    #[inline]
+    pub(super) fn begin_keep(&self, into: &mut Scatter) {
+        into.clear();
+        if !into.is_of(&self.memory) {
+            // Once for each list after a change of memory.
+            *into = Scatter::of_table(Arc::clone(&self.memory));
+        }
+    }
+
+    /// Adds `bytes` of the pieces in `range` to `into`, to its tail if `tail` says so. Nothing if
+    /// [`Pieces::begin_keep`] was not there.
+    #[inline]
+    pub(super) fn keep(
+        &self,
+        range: std::ops::Range<usize>,
+        bytes: std::ops::Range<u32>,
+        tail: bool,
+        into: &mut Scatter,
+    ) {
+        let (mut skip, mut left) = (bytes.start as usize, bytes.len());
+        if left == 0 || !into.is_of(&self.memory) {
+            return;
+        }
+        for piece in self.all().get(range).unwrap_or(&[]) {
+            if skip >= piece.len {
+                skip -= piece.len;
+                continue;
+            }
+            let len = (piece.len - skip).min(left);
+            let part = Piece {
+                // SAFETY: skip < piece.len, the number of bytes at piece.start.
+                start: unsafe { piece.start.add(skip) },
+                len,
+            };
+            // SAFETY: `part` is inside a piece of our list, so `memory`, which is the owner of
+            // `into`, keeps it.
+            unsafe {
+                if tail {
+                    into.push_tail(self.slice(&part));
+                } else {
+                    into.push(self.slice(&part));
+                }
+            }
+            skip = 0;
+            left -= len;
+            if left == 0 {
+                break;
+            }
+        }
     }
 
     /// Another memory; the pieces are forgotten. Returns the old memory.

@@ -28,7 +28,11 @@ impl<F: Format> RingOf<F> {
         if self.failed.is_some() {
             return 0;
         }
-        match self.format.take(max, &mut self.taken) {
+        let taken = match self.format.keeps_book() {
+            false => self.format.take(max, &mut self.taken),
+            true => self.format.take_noted(max, &mut self.taken),
+        };
+        match taken {
             Ok(taken) => taken,
             Err((taken, error)) => {
                 self.failed = Some(error);
@@ -56,9 +60,10 @@ impl<F: Format> RingOf<F> {
     }
 
     /// Gives back the oldest chain, `len` bytes of it written. The driver sees it when it is
-    /// published.
+    /// published. Like all that give back within a burst, only for rings that keep no book.
     #[inline]
     pub(crate) fn give_back(&mut self, len: u32) {
+        debug_assert!(!self.format.keeps_book());
         if let Some(chain) = self.taken.pop() {
             self.format.give_back(&chain, len);
         }
@@ -86,6 +91,21 @@ impl<F: Format> RingOf<F> {
     pub(crate) fn give_back_read(&mut self) {
         self.format.give_back_read(self.taken.chains());
         self.taken.clear();
+    }
+
+    /// The chains taken are kept: whoever copied them gives each back when it is done, in any
+    /// order, by [`RingOf::give_back_kept`]. Ends the burst.
+    #[inline]
+    pub(crate) fn keep_all(&mut self) {
+        self.taken.clear();
+    }
+
+    /// Gives back a chain that was kept, `len` bytes of it written. The driver sees it when it is
+    /// published.
+    #[inline]
+    pub(crate) fn give_back_kept(&mut self, chain: &Chain, len: u32) {
+        self.format.note_used(chain);
+        self.format.give_back(chain, len);
     }
 
     /// Whether something of this burst was given back.

@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use vvu::memory::Area;
 use vvu::virtio::RingAreas;
 
 use super::access::SplitMem;
 use super::chain::{Chain, Desc, INDIRECT, MAX_CHAIN, NEXT, Taken, Walk};
 use super::format::{Failed, Format, crossed};
+use super::inflight::SplitBook;
 use super::{RingError, SetupError, feature};
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.6).
@@ -30,6 +32,8 @@ pub(crate) struct Split {
     /// The used index at the last decision on a call; `None` until the first one, which is
     /// always in favour because nothing is known of what the driver was told before.
     called: Option<u16>,
+    /// What is in flight, if that is to outlive us.
+    book: Option<Box<SplitBook>>,
 }
 
 impl Split {
@@ -79,6 +83,13 @@ impl Split {
     #[inline(never)]
     fn take_any(&mut self, taken: &mut Taken) -> Result<bool, RingError> {
         let head = self.mem.avail_head(self.next_avail);
+        let taken = self.take_at(head, taken)?;
+        self.next_avail = self.next_avail.wrapping_add(u16::from(taken));
+        Ok(taken)
+    }
+
+    /// Takes the chain at `head`. False if there is no room for one as long as it may be.
+    fn take_at(&self, head: u16, taken: &mut Taken) -> Result<bool, RingError> {
         let Some(mut walk) = taken.begin(head) else {
             return Ok(false);
         };
@@ -93,18 +104,36 @@ impl Split {
                 walk.count_table();
                 table(desc, &mut walk, head)?;
                 walk.end(head, seen);
-                self.next_avail = self.next_avail.wrapping_add(1);
                 return Ok(true);
             }
             walk.push(desc)?;
             if desc.flags & NEXT == 0 {
                 walk.end(head, seen);
-                self.next_avail = self.next_avail.wrapping_add(1);
                 return Ok(true);
             }
             index = desc.link;
         }
         Err(RingError::TooLong { head, limit })
+    }
+
+    /// Takes chains that were in flight when the ring was left.
+    fn take_again(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
+        let mut done = 0;
+        while done < max
+            && let Some(head) = self.book.as_mut().and_then(|book| book.again().next())
+        {
+            match self.take_at(head, taken) {
+                Ok(true) => done += 1,
+                Ok(false) => {
+                    if let Some(book) = &mut self.book {
+                        book.again().put_back(head);
+                    }
+                    break;
+                }
+                Err(error) => return Err((done, error)),
+            }
+        }
+        Ok(done)
     }
 }
 
@@ -141,17 +170,30 @@ impl Format for Split {
         SplitMem::new(areas, size, features & feature::EVENT_IDX != 0)
     }
 
-    fn new(mem: SplitMem, base: u32, features: u64) -> Result<Self, SetupError> {
+    fn new(
+        mem: SplitMem,
+        base: u32,
+        features: u64,
+        inflight: Option<Area>,
+    ) -> Result<Self, SetupError> {
         let used = mem.used_idx();
+        let mut next_avail = base as u16;
+        let mut book = None;
+        if let Some(area) = inflight {
+            let (opened, next) = SplitBook::open(area, mem.size(), next_avail, used)?;
+            next_avail = next;
+            book = Some(Box::new(opened));
+        }
         let mut this = Self {
             mem,
             indirect: features & feature::INDIRECT_DESC != 0,
             event_idx: features & feature::EVENT_IDX != 0,
             in_order: features & feature::IN_ORDER != 0,
-            next_avail: base as u16,
+            next_avail,
             next_used: used,
             published: used,
             called: None,
+            book,
         };
         this.disable_kicks();
         Ok(this)
@@ -176,7 +218,46 @@ impl Format for Split {
     }
 
     #[inline]
+    fn keeps_book(&self) -> bool {
+        self.book.is_some()
+    }
+
+    fn take_noted(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
+        let open = !taken.is_empty();
+        let book = self.book.as_mut();
+        if book.is_some_and(|book| book.again().has_burst(open)) {
+            return self.take_again(max, taken);
+        }
+        let (count, error) = match self.take(max, taken) {
+            Ok(count) => (count, None),
+            Err((count, error)) => (count, Some(error)),
+        };
+        let book = self.book.as_mut();
+        let noted = book.map_or(count, |book| book.took(taken.last(count)));
+        if let Some(chain) = taken.last(count).get(noted) {
+            let id = chain.id();
+            let rest = count - noted;
+            taken.drop_last(rest);
+            self.next_avail = self.next_avail.wrapping_sub(rest as u16);
+            return Err((noted, RingError::Flying { id }));
+        }
+        error.map_or(Ok(count), |error| Err((count, error)))
+    }
+
+    #[inline]
+    fn note_used(&mut self, chain: &Chain) {
+        if let Some(book) = &mut self.book {
+            book.used(chain.id());
+        }
+    }
+
+    #[inline]
     fn untake(&mut self, chains: &[Chain]) {
+        if let Some(book) = &mut self.book
+            && !book.untake(chains)
+        {
+            return;
+        }
         self.next_avail = self.next_avail.wrapping_sub(chains.len() as u16);
     }
 
@@ -209,7 +290,14 @@ impl Format for Split {
         if self.published == self.next_used {
             return false;
         }
-        self.mem.publish_used_idx(self.next_used);
+        match &mut self.book {
+            None => self.mem.publish_used_idx(self.next_used),
+            Some(book) => {
+                book.before_publish();
+                self.mem.publish_used_idx(self.next_used);
+                book.after_publish(self.next_used);
+            }
+        }
         self.published = self.next_used;
         true
     }
@@ -249,7 +337,7 @@ impl Format for Split {
         // Pairs with the driver's full barrier between writing the available index and reading
         // avail_event (or the flags): either it sees our wish, or we see its index.
         fence(Ordering::SeqCst);
-        self.mem.avail_idx() != self.next_avail
+        self.mem.avail_idx() != self.next_avail || self.is_resuming()
     }
 
     #[inline]
@@ -259,6 +347,10 @@ impl Format for Split {
 
     fn base(&self) -> u32 {
         u32::from(self.next_avail)
+    }
+
+    fn is_resuming(&self) -> bool {
+        self.book.as_ref().is_some_and(|book| book.is_resuming())
     }
 
     fn replace_mem(&mut self, mem: SplitMem) -> SplitMem {

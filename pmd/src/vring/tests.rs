@@ -2,6 +2,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use vvu::memory::Scatter;
 use vvu::mmio::{RegisterAccess, Window};
 
 use super::*;
@@ -543,6 +544,7 @@ fn reasons_are_numbered_in_order() {
         RingError::Order { head: 0 },
         RingError::Bytes { head: 0 },
         RingError::Unmapped { addr: 0, len: 0 },
+        RingError::Flying { id: 0 },
     ];
     assert_eq!(errors.len(), RingError::REASONS.len());
     for (number, error) in errors.iter().enumerate() {
@@ -600,6 +602,62 @@ fn garbage_is_judged_and_nothing_else() {
     }
     // The test is worth something only if it gets everywhere (but for jumps and huge sums).
     for (number, count) in outcomes.iter().enumerate() {
-        assert!(*count > 0 || matches!(number, 1 | 7), "{outcomes:?}");
+        assert!(*count > 0 || matches!(number, 1 | 7 | 9), "{outcomes:?}");
+    }
+}
+
+#[test]
+fn kept_chains_go_back_in_any_order_with_their_memory() {
+    for features in [ALL, PLAIN, ALL | feature::RING_PACKED] {
+        let mut b = bench(16, features, 0);
+        let random = &mut Random::new(3);
+        let mut kept: Vec<(Chain, Box<Scatter>, u8)> = Vec::new();
+        let mut flying = std::collections::HashMap::new();
+        for round in 0..400u32 {
+            let value = round as u8;
+            let at = START + 0x8000 + 256 * u64::from(round % 64);
+            b.guest.write(at, &[value; 40]);
+            let buffers = [
+                readable(at, 17),
+                readable(at + 17, 13),
+                writable(at + 64, 9),
+            ];
+            if let Some(id) = b.driver.add(&buffers) {
+                assert_eq!(flying.insert(id, value), None);
+            }
+            b.driver.submit();
+            b.ring.take_burst(3);
+            for place in 0..b.ring.chains().len() {
+                let chain = b.ring.chains()[place];
+                let mut scatter = Box::new(Scatter::of_table(Arc::default()));
+                let keep = Keep {
+                    read: 16..30,
+                    write: 0..0,
+                    tail: 8..9,
+                };
+                b.ring.taken().keep(&chain, keep, &mut scatter);
+                assert_eq!((scatter.len(), scatter.pieces().len()), (14, 2));
+                assert_eq!((scatter.tail().len(), chain.write_len()), (1, 9));
+                let value = flying[&chain.id()];
+                kept.push((chain, scatter, value));
+            }
+            b.ring.keep_all();
+            if kept.len() == 5 || round % 7 == 0 {
+                while kept.len() > random.range(0, 4) {
+                    let (chain, scatter, value) = kept.remove(random.range(0, kept.len() - 1));
+                    for piece in scatter.pieces() {
+                        let mut bytes = [0; 16];
+                        let len = piece.copy_to(&mut bytes[..]);
+                        assert!(bytes[..len].iter().all(|&b| b == value));
+                    }
+                    b.ring.give_back_kept(&chain, 9);
+                }
+                b.ring.publish();
+            }
+            while let Some((id, len)) = b.driver.used() {
+                assert!(flying.remove(&id).is_some() && len == 9);
+            }
+        }
+        assert!(flying.len() < 16, "{} of 400 are left", flying.len());
     }
 }

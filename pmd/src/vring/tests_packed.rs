@@ -411,7 +411,7 @@ fn garbage_in_a_packed_ring_is_judged() {
     // have: indices that jump, heads and links; and chains all round and huge sums).
     for (number, count) in outcomes.iter().enumerate() {
         assert!(
-            *count > 0 || matches!(number, 1 | 2 | 3 | 7),
+            *count > 0 || matches!(number, 1 | 2 | 3 | 7 | 9),
             "{outcomes:?}"
         );
     }

@@ -20,6 +20,8 @@ pub(super) struct Seen {
     pub(super) config: Vec<u8>,
     pub(super) mtu: Option<u16>,
     pub(super) announced: Option<[u8; 6]>,
+    /// Whether it tracks what is in flight.
+    pub(super) tracks: bool,
     /// The next call of this name fails.
     pub(super) fail: Option<&'static str>,
     /// How long `set_memory` takes.
@@ -42,6 +44,7 @@ impl FakeDevice {
     pub(super) fn new(queues: u16) -> Self {
         let seen = Seen {
             config: (0..24).collect(),
+            tracks: true,
             ..Seen::default()
         };
         Self {
@@ -77,6 +80,10 @@ impl VirtioDevice for FakeDevice {
 
     fn queues(&self) -> u16 {
         self.queues
+    }
+
+    fn tracks_inflight(&self) -> bool {
+        self.seen().tracks
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {

@@ -7,6 +7,7 @@ mod catalogue;
 mod fake;
 mod faults;
 mod hostile;
+mod inflight;
 mod model;
 mod negotiate;
 mod rings;

@@ -4,7 +4,9 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::Bytes;
@@ -79,6 +81,17 @@ impl Whole {
         })
     }
 
+    /// Whether in-flight buffers can be had.
+    fn tracks(&self) -> bool {
+        let mut frontend = self.connect();
+        frontend.set_owner().unwrap();
+        frontend.get_features().unwrap();
+        let protocol = frontend.get_protocol_features().unwrap();
+        drop(frontend);
+        until("disconnected", || self.is_idle());
+        protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         let report = self.session.status().report();
         !report.connected && report.running_rings == 0
@@ -108,6 +121,21 @@ pub(super) fn small(shape: Shape) -> Shape {
     }
 }
 
+/// Asks for a buffer for what is in flight, and hands it over. It is the device that made it.
+fn buffer(frontend: &mut Frontend) -> std::fs::File {
+    let wanted = VhostUserInflight {
+        num_queues: 2,
+        queue_size: 256,
+        ..VhostUserInflight::default()
+    };
+    let (given, file) = frontend.get_inflight_fd(&wanted).unwrap();
+    assert_eq!((given.mmap_size, given.mmap_offset), (3 << 12, 0));
+    assert_eq!(file.metadata().unwrap().len(), 3 << 12);
+    assert!(file.set_len(0).is_err() && file.set_len(4 << 12).is_err());
+    frontend.set_inflight_fd(&given, file.as_raw_fd()).unwrap();
+    file
+}
+
 /// A front-end from its first message to a ring that runs, and everything that passes then.
 fn serve(whole: &Whole, frontend: Frontend) {
     serve_in(whole, frontend, &memory(2 * LEN));
@@ -135,6 +163,9 @@ pub(super) fn serve_in(whole: &Whole, mut frontend: Frontend, file: &OwnedFd) {
         mmap_handle: file.as_raw_fd(),
     };
     frontend.set_mem_table(&[region(0), region(LEN)]).unwrap();
+    let book = protocol
+        .contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+        .then(|| buffer(&mut frontend));
     let (kick, call, err) = (eventfd(), eventfd(), eventfd());
     frontend.set_vring_num(1, 256).unwrap();
     frontend.set_vring_base(1, 3).unwrap();
@@ -163,6 +194,12 @@ pub(super) fn serve_in(whole: &Whole, mut frontend: Frontend, file: &OwnedFd) {
             Dialect::Ours => until("told of an error", || err.read().is_ok()),
             Dialect::Prototype | Dialect::Crosvm => assert!(err.read().is_err()),
         }
+        assert_eq!(book.is_some(), ring.inflight.is_some());
+        if let (Some(file), Some(region)) = (&book, &ring.inflight) {
+            region.slice().write_slice(b"kept", 16).unwrap();
+            rustix::io::pread(file, &mut bytes, 4160 + 16).unwrap();
+            assert_eq!(&bytes, b"kept");
+        }
         let Kick::Event(fd) = &ring.kick else {
             panic!("polled");
         };
@@ -187,12 +224,14 @@ fn a_stock_front_end_is_served_through_the_model() {
         Shape::prototype(0x106b),
         Shape::crosvm(),
     ] {
-        let whole = Whole::new(small(shape));
+        let whole = Whole::new(small(shape.clone()));
+        let inflight = shape.dialect == Dialect::Ours && shape.layout;
+        assert_eq!(whole.tracks(), inflight);
         for round in 1..=3 {
             serve(&whole, whole.connect());
             until("disconnected", || whole.is_idle());
             let status = whole.model.status();
-            assert_eq!(status.generation, round);
+            assert_eq!(status.generation, 1 + round);
             assert_eq!(status.counters.violations, 0, "{status:?}");
             assert_eq!(status.counters.broken, 0, "{status:?}");
             until("its memory is gone", || whole.shows_nothing());

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -167,6 +167,7 @@ fn what_is_not_offered_is_not_acknowledged() {
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::MTU
         | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::STATUS;
@@ -199,4 +200,34 @@ fn without_protocol_features_rings_are_enabled_at_their_start() {
     assert!(bench.device.seen().rings[&0].enabled);
     assert_eq!(frontend.get_vring_base(0).unwrap(), 1);
     bench.stop();
+}
+
+#[test]
+fn buffers_for_requests_in_flight_come_and_go() {
+    let bench = Bench::new(4);
+    let mut frontend = negotiated(&bench);
+    let wanted = VhostUserInflight {
+        num_queues: 4,
+        queue_size: 256,
+        ..VhostUserInflight::default()
+    };
+    let (given, file) = frontend.get_inflight_fd(&wanted).unwrap();
+    assert_eq!((given.num_queues, given.queue_size), (4, 256));
+    assert_eq!((given.mmap_size, given.mmap_offset), (5 << 12, 0));
+    assert_eq!(file.metadata().unwrap().len(), 5 << 12);
+    frontend.set_inflight_fd(&given, file.as_raw_fd()).unwrap();
+    let memory = memory(LEN);
+    let table = [region(&memory, 0, USER, 0)];
+    frontend.set_mem_table(&table).unwrap();
+    frontend.set_vring_num(3, 256).unwrap();
+    frontend.set_vring_addr(3, &ring_at(USER)).unwrap();
+    frontend.set_vring_base(3, 0).unwrap();
+    frontend.set_vring_kick(3, &eventfd()).unwrap();
+    let seen = bench.device.seen();
+    let region = seen.rings[&3].inflight.as_ref().unwrap();
+    assert_eq!(region.len(), 16 + 16 * 256);
+    region.slice().write_obj(7u8, 9).unwrap();
+    let mut bytes = [0; 1];
+    std::os::unix::fs::FileExt::read_at(&file, &mut bytes, 3 * 4160 + 9).unwrap();
+    assert_eq!(bytes, [7], "the front-end keeps what we write");
 }

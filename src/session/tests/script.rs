@@ -17,9 +17,9 @@ pub(super) const USER: u64 = 0x7f00_0000_0000;
 /// Length of one region.
 pub(super) const LEN: u64 = 0x10_0000;
 pub(super) const BIT30: u64 = 1 << 30;
-/// All protocol features that a session offers for a net device: MQ, RARP, REPLY_ACK, MTU, CONFIG,
-/// RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
-pub(super) const ALL: u64 = 1 | 4 | 8 | 16 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16;
+/// All protocol features that a session offers for a net device that tracks what is in flight: MQ,
+/// RARP, REPLY_ACK, MTU, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
+pub(super) const ALL: u64 = 1 | 4 | 8 | 16 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16;
 
 pub(super) struct Script {
     pub(super) stream: UnixStream,

@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::memory::{Mapping, Region};
+use rustix::net::SocketType;
+
+use crate::memory::{Area, Mapping, Region};
 use crate::notify::claim_eventfd;
 use crate::transport::{RegionRequest, TransportError};
 
@@ -31,6 +33,48 @@ pub(super) fn map(
             })
         })
         .collect()
+}
+
+/// Maps the in-flight buffer from its file descriptor.
+pub(super) fn inflight(
+    mmap_offset: u64,
+    size: u64,
+    attached: &[OwnedFd],
+) -> Result<Area, TransportError> {
+    let [fd] = attached else {
+        return Err(TransportError::Attached {
+            what: "SET_INFLIGHT_FD",
+            found: attached.len(),
+            expected: 1,
+        });
+    };
+    Ok(Mapping::of_file(fd.as_fd(), mmap_offset, size)?.into())
+}
+
+/// The one socket that came.
+pub(super) fn socket(
+    what: &'static str,
+    attached: Vec<OwnedFd>,
+) -> Result<OwnedFd, TransportError> {
+    let found = attached.len();
+    let mut fds = attached.into_iter();
+    let (Some(fd), None) = (fds.next(), fds.next()) else {
+        return Err(TransportError::Attached {
+            what,
+            found,
+            expected: 1,
+        });
+    };
+    let kind = |found| TransportError::Kind {
+        what,
+        found,
+        expected: "a stream socket",
+    };
+    match rustix::net::sockopt::socket_type(&fd) {
+        Ok(SocketType::STREAM) => Ok(fd),
+        Ok(_) => Err(kind("another socket".to_owned())),
+        Err(errno) => Err(kind(errno.to_string())),
+    }
 }
 
 /// The one eventfd that came, or none if `nofd`.

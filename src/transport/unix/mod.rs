@@ -17,9 +17,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::epoll;
+use rustix::net::SendFlags;
 
 use super::{Event, Gone, RegionRequest, Transport, TransportError};
-use crate::memory::Region;
+use crate::memory::{Area, Region, sealed_file};
 use crate::notify::{Call, Kick};
 use crate::protocol::Message;
 use crate::socket::{Endpoint, Received, Wire};
@@ -35,6 +36,8 @@ pub struct UnixTransport {
     poll: OwnedFd,
     endpoint: Endpoint,
     wire: Option<Wire>,
+    /// Where the front-end hears requests of ours.
+    channel: Option<OwnedFd>,
 }
 
 impl UnixTransport {
@@ -55,6 +58,7 @@ impl UnixTransport {
             poll,
             endpoint,
             wire: None,
+            channel: None,
         };
         transport
             .watch(transport.endpoint.fd())
@@ -84,6 +88,7 @@ impl UnixTransport {
 
     /// Drops the connection; closing it takes it out of the poll set.
     fn wait_for_next(&mut self) {
+        self.channel = None;
         let heard = self.wire.take().is_some_and(|wire| wire.heard());
         self.endpoint.rearm(heard);
         if let Err(errno) = self.watch(self.endpoint.fd())
@@ -121,7 +126,7 @@ impl Transport for UnixTransport {
 
     fn send(&mut self, message: &Message) -> Result<(), TransportError> {
         let wire = self.wire.as_mut().ok_or(TransportError::NotConnected)?;
-        Ok(wire.send(&message.to_bytes())?)
+        Ok(wire.send(&message.to_bytes(), None)?)
     }
 
     fn protocol_features(&self) -> u64 {
@@ -144,6 +149,21 @@ impl Transport for UnixTransport {
             "ADD_MEM_REG"
         };
         attached::map(what, regions, attached)
+    }
+
+    fn map_inflight(
+        &mut self,
+        mmap_offset: u64,
+        size: u64,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Area, TransportError> {
+        attached::inflight(mmap_offset, size, &attached)
+    }
+
+    fn send_inflight(&mut self, message: &Message, size: u64) -> Result<(), TransportError> {
+        let wire = self.wire.as_mut().ok_or(TransportError::NotConnected)?;
+        let file = sealed_file(size)?;
+        Ok(wire.send(&message.to_bytes(), Some(file.as_fd()))?)
     }
 
     fn kick(
@@ -176,6 +196,25 @@ impl Transport for UnixTransport {
         Ok(fd.map_or(Call::Silent, Call::Event))
     }
 
+    fn backend_channel(&mut self, attached: Vec<OwnedFd>) -> Result<(), TransportError> {
+        self.channel = Some(attached::socket("SET_BACKEND_REQ_FD", attached)?);
+        Ok(())
+    }
+
+    fn send_request(&mut self, message: &Message) -> bool {
+        // A front-end that lets it fill up has had its chance.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let bytes = message.to_bytes();
+        let sent = self
+            .channel
+            .as_ref()
+            .and_then(|channel| rustix::net::send(channel, &bytes, flags).ok());
+        if sent != Some(bytes.len()) {
+            self.channel = None;
+        }
+        self.channel.is_some()
+    }
+
     fn disconnect(&mut self) {
         if self.wire.is_some() {
             self.wait_for_next();
@@ -184,6 +223,7 @@ impl Transport for UnixTransport {
 
     fn shutdown(&mut self) {
         self.wire = None;
+        self.channel = None;
         let _ = epoll::delete(&self.poll, self.endpoint.fd());
         self.endpoint.close();
     }

@@ -6,6 +6,7 @@ mod connection;
 mod front_ends;
 mod hostile;
 mod identity;
+mod inflight;
 mod memory;
 mod messages;
 mod notify;
@@ -41,6 +42,7 @@ pub(crate) const CASES: &[Case] = crate::cases! {
     front_ends: c30_front_ends_of_qemu;
     memory: c31_memory_replaced c32_revocation;
     messages: c33_refusals c34_memory_slots_not_offered;
+    inflight: c35_inflight_buffers c35_hostile_inflight_buffers;
 };
 
 /// Those that only a machine with a processor can show.

@@ -13,7 +13,7 @@ use vvu::protocol::{
     VringFd, VringState,
 };
 use vvu_fuzz::front_end::{self, fds};
-use vvu_fuzz::{config_space, model, ring, session, vfio_user};
+use vvu_fuzz::{blk, config_space, model, nbd, ring, scsi, session, vfio_user};
 
 /// Address of the front-end's memory in the front-end.
 const USER: u64 = 0x7f00_0000_0000;
@@ -28,9 +28,12 @@ fn main() {
         ("capabilities", spaces()),
         ("config_space", functions()),
         ("offload", offloads()),
+        ("blk", disk_requests()),
         ("ring", rings()),
+        ("scsi", commands()),
         ("session", sessions()),
         ("model", models()),
+        ("nbd", servers()),
         ("vfio_user", clients()),
     ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -44,6 +47,217 @@ fn main() {
 }
 
 type Seeds = Vec<(String, Vec<u8>)>;
+
+/// Each command as it is meant, by an initiator that has heard of the power on.
+fn commands() -> Seeds {
+    use scsi::step;
+    let command = |who: u8, cdb: &[u8], out: &[u8], zeroes: u16, room: u16| {
+        let mut bytes = vec![step::COMMAND, who, 0, cdb.len() as u8];
+        bytes.extend(cdb);
+        bytes.push(out.len() as u8);
+        bytes.extend(out);
+        bytes.extend(zeroes.to_le_bytes());
+        bytes.extend(room.to_le_bytes());
+        bytes
+    };
+    let ready = command(0, &[0; 6], &[], 0, 0);
+    let mut seeds: Seeds = Vec::new();
+    let mut add = |name: &str, parts: &[Vec<u8>]| {
+        seeds.push((name.to_owned(), [&ready[..], &parts.concat()].concat()));
+    };
+    for code in [0x28, 0x2a, 0x2e, 0x2f, 0x35, 0x41] {
+        let cdb = [code, 2, 0, 0, 0, 3, 0, 0, 2, 0];
+        add(
+            &format!("{code:x}"),
+            &[command(0, &cdb, &[1; 100], 924, 1024)],
+        );
+    }
+    for code in [0x88, 0x89, 0x8a, 0x8e, 0x8f, 0x91, 0x93] {
+        let mut cdb = [code, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0];
+        cdb[1] = if code == 0x93 { 8 } else { 0 };
+        add(&format!("{code:x}"), &[command(0, &cdb, &[], 1024, 1024)]);
+    }
+    let unmap = [
+        0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 8, 0, 0, 0, 0,
+    ];
+    add(
+        "unmap",
+        &[command(
+            0,
+            &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0],
+            &unmap,
+            0,
+            0,
+        )],
+    );
+    for page in [0u8, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2] {
+        add(
+            &format!("vpd-{page:x}"),
+            &[command(0, &[0x12, 1, page, 0, 255, 0], &[], 0, 255)],
+        );
+    }
+    add(
+        "modes",
+        &[
+            command(0, &[0x1a, 8, 0x3f, 0, 255, 0], &[], 0, 255),
+            command(0, &[0x15, 0x10, 0, 0, 24, 0], &[0, 0, 0, 0, 8, 18], 18, 0),
+        ],
+    );
+    let reserve = |who, action, kind, keys: (u8, u8)| {
+        let cdb = [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
+        let list = [0, 0, 0, 0, 0, 0, 0, keys.0, 0, 0, 0, 0, 0, 0, 0, keys.1];
+        command(who, &cdb, &list, 8, 0)
+    };
+    add(
+        "reserve",
+        &[
+            command(1, &[0; 6], &[], 0, 0),
+            reserve(0, 0, 0, (0, 1)),
+            reserve(1, 6, 0, (0, 2)),
+            reserve(0, 1, 5, (1, 0)),
+            reserve(1, 5, 7, (2, 1)),
+            command(1, &[0x5e, 3, 0, 0, 0, 0, 0, 1, 0, 0], &[], 0, 256),
+            reserve(1, 2, 7, (2, 0)),
+            reserve(1, 3, 0, (2, 0)),
+        ],
+    );
+    add(
+        "reports",
+        &[
+            command(0, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], &[], 0, 256),
+            command(0, &[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], &[], 0, 256),
+            command(
+                0,
+                &[0xa3, 0x0c, 0x82, 0x5e, 0, 1, 0, 0, 1, 0, 0, 0],
+                &[],
+                0,
+                256,
+            ),
+            command(
+                0,
+                &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],
+                &[],
+                0,
+                32,
+            ),
+            command(0, &[0x4d, 0, 0x40, 0, 0, 0, 0, 0, 255, 0], &[], 0, 255),
+        ],
+    );
+    add(
+        "disk",
+        &[
+            vec![step::RESIZE, 0, 3],
+            command(0, &[3, 0, 0, 0, 18, 0], &[], 0, 18),
+            vec![step::FAIL, 0, 1, 0],
+            command(0, &[0x2e, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[7; 10], 502, 0),
+            vec![step::RESET, 1, step::LEAVE, 2, 1],
+            command(0, &[0x1b, 0, 0, 0, 0, 0], &[], 0, 0),
+        ],
+    );
+    seeds
+}
+
+/// Servers of 1 MiB that answer what they are asked, in chunks and without.
+fn servers() -> Seeds {
+    let option = |number: u32, kind: u32, text: &[u8]| {
+        let mut bytes = 0x0003_e889_0455_65a9u64.to_be_bytes().to_vec();
+        for word in [number, kind, text.len() as u32] {
+            bytes.extend(word.to_be_bytes());
+        }
+        bytes.extend(text);
+        bytes
+    };
+    let say = |bytes: &[u8]| -> Vec<u8> {
+        let parts = bytes.chunks(255);
+        parts
+            .flat_map(|part| [&[nbd::SAY, part.len() as u8], part].concat())
+            .collect()
+    };
+    let hello = |structured: bool| {
+        let mut bytes = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
+        let error = (1 << 31) + 1;
+        bytes.extend(option(8, if structured { 1 } else { error }, &[]));
+        let mut export = vec![0, 0];
+        export.extend((1u64 << 20).to_be_bytes());
+        export.extend(0b1_0110_1101u16.to_be_bytes());
+        bytes.extend(option(7, 3, &export));
+        bytes.extend(option(7, 3, b"\0\x03\0\0\0\x01\0\0\x10\0\0\0\x10\0"));
+        bytes.extend(option(7, 1, &[]));
+        say(&bytes)
+    };
+    // Requests get the numbers 1, 2, ... and take the places 0, 1, ...
+    let handle = |n: u64| (n + 1) << 32 | n;
+    let simple = |n: u64, error: u32, data: &[u8]| {
+        let mut bytes = 0x6744_6698u32.to_be_bytes().to_vec();
+        bytes.extend(error.to_be_bytes());
+        bytes.extend(handle(n).to_be_bytes());
+        bytes.extend(data);
+        say(&bytes)
+    };
+    let chunk = |n: u64, last: u16, kind: u16, text: &[u8]| {
+        let mut bytes = 0x668e_33efu32.to_be_bytes().to_vec();
+        bytes.extend(last.to_be_bytes());
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(handle(n).to_be_bytes());
+        bytes.extend((text.len() as u32).to_be_bytes());
+        bytes.extend(text);
+        say(&bytes)
+    };
+    let read = [nbd::READ, 0, 0, 1, 0];
+    let write = [6, 1, 0, 1, 1];
+    let flush = [7, 0, 0, 0, 0];
+    let zeroes = [9, 2, 0, 7, 0];
+    let end = [nbd::LISTEN, nbd::REAP, nbd::ARM, nbd::REAP];
+    let data = |offset: u64| [&offset.to_be_bytes()[..], &[7; 100]].concat();
+    let hole = [&100u64.to_be_bytes()[..], &412u32.to_be_bytes()].concat();
+    let asked = [&read[..], &write, &flush, &zeroes, &[nbd::LISTEN]].concat();
+    let answers = [simple(1, 0, &[]), simple(2, 28, &[]), simple(3, 0, &[])].concat();
+    let scripts = [
+        (
+            "simple",
+            [
+                &hello(false)[..],
+                &asked,
+                &simple(0, 0, &[7; 512]),
+                &answers,
+                &end,
+            ]
+            .concat(),
+        ),
+        (
+            "chunks",
+            [
+                &hello(true)[..],
+                &asked,
+                &chunk(0, 0, 1, &data(0)),
+                &chunk(0, 1, 2, &hole),
+                &answers,
+                &end,
+            ]
+            .concat(),
+        ),
+        (
+            "errors",
+            [
+                &hello(true)[..],
+                &asked,
+                &chunk(0, 0, 0x8001, b"\0\0\0\x05\0\x04what"),
+                &chunk(0, 1, 0, &[]),
+                &chunk(1, 1, 0x8001, b"\0\0\0\x1c\0\0"),
+                &end,
+            ]
+            .concat(),
+        ),
+        (
+            "leaves",
+            [&hello(true)[..], &asked, &[nbd::LEAVE], &end].concat(),
+        ),
+    ];
+    scripts
+        .into_iter()
+        .map(|(name, bytes)| (name.to_owned(), bytes))
+        .collect()
+}
 
 /// Frames to be cut or completed, with their headers.
 fn offloads() -> Seeds {
@@ -288,6 +502,49 @@ fn functions() -> Seeds {
         (name.to_owned(), script.0)
     };
     shapes().into_iter().map(seed).collect()
+}
+
+/// Every kind of request, as drivers make them.
+fn disk_requests() -> Seeds {
+    use blk::op;
+    let mut seeds = Seeds::new();
+    for flags in 0..4u8 {
+        let mut script = vec![flags];
+        for kind in [1u8, 0, 4, 8, 11, 13, 14] {
+            let writes = kind == 0 || kind == 8;
+            script.push(op::HEADER);
+            script.extend(0u16.to_le_bytes());
+            script.push(kind);
+            script.extend(8u64.to_le_bytes());
+            // A range, or data.
+            script.push(op::WRITE);
+            script.extend(16u16.to_le_bytes());
+            script.push(16);
+            script.extend((8u128 | 8 << 64).to_le_bytes());
+            let data: Option<(u16, u16)> = match kind {
+                0 => Some((0x1000, 0x8000 | 4096)),
+                1 => Some((0x1000, 4096)),
+                8 => Some((0x1000, 0x8000 | 20)),
+                11 | 13 => Some((16, 16)),
+                _ => None,
+            };
+            script.extend([op::OFFER, 2 + u8::from(data.is_some())]);
+            let mut buffers = vec![(0u16, 16u16)];
+            buffers.extend(data);
+            buffers.push((0x3000, 0x8001));
+            for (place, len) in buffers {
+                script.extend(place.to_le_bytes());
+                script.extend(len.to_le_bytes());
+            }
+            if writes {
+                script.extend([op::CACHE, 0]);
+            }
+            script.push(op::POLL);
+        }
+        script.extend([op::RESIZE, 100, op::POLL]);
+        seeds.push((format!("kinds-{flags}"), script));
+    }
+    seeds
 }
 
 fn rings() -> Seeds {

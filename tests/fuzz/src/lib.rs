@@ -7,6 +7,7 @@
 //! One thread, no clock: the same bytes do the same thing each time. Where the code under test has
 //! threads of its own, what runs on them is called here directly.
 
+pub mod blk;
 pub mod capabilities;
 pub mod config_space;
 mod device;
@@ -14,8 +15,10 @@ pub mod front_end;
 mod function;
 pub mod message;
 pub mod model;
+pub mod nbd;
 pub mod offload;
 pub mod ring;
+pub mod scsi;
 pub mod session;
 pub mod vfio_user;
 

@@ -165,6 +165,7 @@ pub fn run(data: &[u8]) {
     };
     let (mut offsets, areas) = guest.parts(&mut input);
     let vring = Vring {
+        inflight: None,
         index: 0,
         size,
         areas,

@@ -5,6 +5,7 @@
 //! next one starts with fresh machines.
 
 mod appliance;
+mod disks;
 mod host;
 mod offloads;
 mod refusals;
@@ -43,5 +44,15 @@ fn main() -> ExitCode {
         ("stock_other_memory", stock::stock_other_memory),
         ("host_switch", host::host_switch),
         ("host_switch_killed", host::host_switch_killed),
+        ("disk_files", disks::disk_files),
+        ("disk_power_cut", disks::disk_power_cut),
+        ("disk_vvu_killed", disks::disk_vvu_killed),
+        ("scsi_files", disks::scsi_files),
+        ("scsi_tools", disks::scsi_tools),
+        ("disk_firmware", disks::disk_firmware),
+        ("vvu_disk_files", disks::vvu_disk_files),
+        ("vvu_disk_power_cut", disks::vvu_disk_power_cut),
+        ("vvu_disk_vvu_killed", disks::vvu_disk_vvu_killed),
+        ("vvu_scsi_files", disks::vvu_scsi_files),
     ])
 }

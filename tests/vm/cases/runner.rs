@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use vvu_tests::runner::{self, Missing};
-use vvu_tests::{HostTrio, Lab, Quartet, Trio, setup};
+use vvu_tests::{Disks, HostTrio, Lab, Quartet, Trio, setup};
 
 /// What is there when a case begins. At most one line-up is up.
 #[derive(Default)]
@@ -15,6 +15,8 @@ pub(crate) struct Stage {
     stock: Option<Trio>,
     host: Option<HostTrio>,
     quartet: Option<Quartet>,
+    disks: Option<Disks>,
+    disks_via: Option<Disks>,
     case: String,
     logs: Option<PathBuf>,
 }
@@ -79,6 +81,34 @@ impl Stage {
         self.host.as_mut().context("the machines that just booted")
     }
 
+    /// A guest whose disks programs on the host serve.
+    pub(crate) fn disks(&mut self) -> Result<&mut Disks> {
+        if self.disks.is_none() {
+            let lab = self.lab_with_disks()?;
+            self.disks = Some(Disks::on_host(lab)?);
+        }
+        self.disks.as_mut().context("the machines that just booted")
+    }
+
+    /// A guest whose disks programs in an appliance serve.
+    pub(crate) fn disks_via(&mut self) -> Result<&mut Disks> {
+        if self.disks_via.is_none() {
+            let lab = self.lab_with_disks()?;
+            has_appliance(&lab)?;
+            self.disks_via = Some(Disks::through_appliance(lab)?);
+        }
+        let disks = self.disks_via.as_mut();
+        disks.context("the machines that just booted")
+    }
+
+    /// An empty lab, with what guests with disks need.
+    pub(crate) fn lab_with_disks(&mut self) -> Result<Lab> {
+        if let Err(error) = setup::ensure_ready_for_disks() {
+            bail!(Missing(format!("{error:#}")));
+        }
+        self.own_lab()
+    }
+
     /// An empty lab, for a case with machines of its own.
     pub(crate) fn own_lab(&mut self) -> Result<Lab> {
         self.end_all();
@@ -90,7 +120,7 @@ impl Stage {
     /// Ends whatever is up.
     pub(crate) fn end_all(&mut self) {
         (self.trio, self.stock, self.host) = (None, None, None);
-        self.quartet = None;
+        (self.quartet, self.disks, self.disks_via) = (None, None, None);
     }
 }
 

@@ -4,12 +4,16 @@
 //! its frames, send back what it sent back, and stop its rings. How it dealt with the deed itself,
 //! by an answer, by hanging up or by stopping a ring, is its business.
 
+mod blk;
+mod chains;
+mod frames;
 mod lines;
 mod messages;
 mod packed;
 mod raw;
 mod rig;
 mod rings;
+mod scsi;
 mod sharing;
 
 use std::fs::File;
@@ -18,8 +22,12 @@ use std::time::{Duration, Instant};
 use super::args::{Abuse, Options, Socket};
 use super::error::{GuestError, io};
 use super::jobs::Pinger;
-use super::machine::{Machine, connected, endpoint};
+use super::link::{Rings, Wanted};
+use super::machine::{self, Machine};
 use super::report::{Abused, Clock, Details, Report};
+use super::storage::args::DiskOptions;
+use super::storage::{self, Language};
+use super::tether::{connected, endpoint};
 use crate::signals::Shutdown;
 use raw::Raw;
 use vvu::socket::Endpoint;
@@ -34,22 +42,66 @@ struct Deed {
     act: fn(&mut Scene<'_>) -> Result<(), GuestError>,
 }
 
-/// All deeds, in the order of a connection's life.
-fn deeds() -> impl Iterator<Item = &'static Deed> {
-    [
-        lines::DEEDS,
-        messages::DEEDS,
-        rings::DEEDS,
-        packed::DEEDS,
-        sharing::DEEDS,
-    ]
-    .into_iter()
-    .flatten()
+/// What the back-end is there for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Device<'a> {
+    Card,
+    Disk(Language, &'a DiskOptions),
+}
+
+impl Device<'_> {
+    /// All deeds, in the order of a connection's life.
+    fn deeds(self) -> impl Iterator<Item = &'static Deed> {
+        let own = match self {
+            Self::Card => frames::DEEDS,
+            Self::Disk(Language::Blk, _) => blk::DEEDS,
+            Self::Disk(Language::Scsi(_), _) => scsi::DEEDS,
+        };
+        [
+            lines::DEEDS,
+            messages::DEEDS,
+            rings::DEEDS,
+            packed::DEEDS,
+            sharing::DEEDS,
+            own,
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// The features and the rings to ask for.
+    fn wanted(self, options: &Options) -> Wanted {
+        match self {
+            Self::Card => Wanted {
+                rings: Rings::pairs(1),
+                ..machine::wanted(options)
+            },
+            Self::Disk(language, disk) => {
+                // Deeds take two rings at least.
+                let least = 2u64.saturating_sub(language.others()) as u16;
+                let disk = DiskOptions {
+                    queues: disk.queues.max(least),
+                    inflight: false,
+                    ..disk.clone()
+                };
+                language.wanted(options, &disk)
+            }
+        }
+    }
+
+    /// Bytes of memory besides rings and buffers. For a disk, so many that a few pieces of them
+    /// are more than 32 bits can count; nobody touches them.
+    fn more_memory(self) -> usize {
+        match self {
+            Self::Card => 1 << 20,
+            Self::Disk(..) => 1 << 28,
+        }
+    }
 }
 
 /// Says what there is.
-pub(super) fn list() {
-    for deed in deeds() {
+pub(super) fn list(device: Device<'_>) {
+    for deed in device.deeds() {
         println!("{:<28} {}", deed.name, deed.what);
     }
 }
@@ -57,6 +109,7 @@ pub(super) fn list() {
 /// Where deeds are done.
 struct Scene<'a> {
     socket: &'a Socket,
+    device: Device<'a>,
     options: Options,
     shutdown: &'a Shutdown,
     endpoint: Endpoint,
@@ -93,6 +146,11 @@ impl Scene<'_> {
     /// Is an honest front-end for a moment.
     fn be_honest(&mut self) -> Result<(), GuestError> {
         self.fresh()?;
+        if let Device::Disk(language, disk) = self.device {
+            let given = (&self.options, disk);
+            let (endpoint, shutdown) = (&mut self.endpoint, self.shutdown);
+            return storage::be_honest(self.socket, endpoint, given, language, shutdown);
+        }
         let expected = self.echoes;
         let (endpoint, options) = (&mut self.endpoint, &self.options);
         let mut machine = Machine::start(self.socket, endpoint, options, self.shutdown)?;
@@ -124,6 +182,7 @@ impl Scene<'_> {
 /// Does what was asked for. Returns what was wrong with the back-end, if anything.
 pub(super) fn run(
     socket: &Socket,
+    device: Device<'_>,
     options: &Options,
     abuse: &Abuse,
     shutdown: &Shutdown,
@@ -131,16 +190,17 @@ pub(super) fn run(
 ) -> Result<Option<String>, GuestError> {
     let mut chosen = Vec::new();
     for name in &abuse.names {
-        match deeds().find(|deed| deed.name == name) {
+        match device.deeds().find(|deed| deed.name == name) {
             Some(deed) => chosen.push(deed),
             None => unknown(name),
         }
     }
     if abuse.all {
-        chosen.extend(deeds());
+        chosen.extend(device.deeds());
     }
     let mut scene = Scene {
         socket,
+        device,
         options: Options {
             queue_size: options.queue_size.min(64),
             reconnect: false,
@@ -206,7 +266,7 @@ fn perform(scene: &mut Scene<'_>, deed: &Deed) -> Result<(), GuestError> {
 fn unknown(name: &str) -> ! {
     use clap::CommandFactory;
     let kind = clap::error::ErrorKind::InvalidValue;
-    let text = format!("--name {name}: there is no such deed; see `vvu guest abuse --list`");
+    let text = format!("--name {name}: there is no such deed; see --list");
     crate::args::Args::command().error(kind, text).exit()
 }
 
@@ -215,11 +275,20 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::guest::storage::Unit;
 
     #[test]
     fn every_deed_has_a_name_of_its_own() {
-        let names: BTreeSet<_> = deeds().map(|deed| deed.name).collect();
-        assert_eq!(names.len(), deeds().count());
-        assert!(names.len() > 50);
+        let unit = Unit { target: 0, lun: 0 };
+        let disk = DiskOptions::default();
+        for device in [
+            Device::Card,
+            Device::Disk(Language::Blk, &disk),
+            Device::Disk(Language::Scsi(unit), &disk),
+        ] {
+            let names: BTreeSet<_> = device.deeds().map(|deed| deed.name).collect();
+            assert_eq!(names.len(), device.deeds().count());
+            assert!(names.len() > 50, "{device:?}");
+        }
     }
 }

@@ -9,13 +9,13 @@ use vvu::pci::DmaMemory;
 use vvu::protocol::Features;
 use vvu::virtqueue::Ring;
 
-use super::Scene;
+use super::{Device, Scene};
 use crate::guest::error::GuestError;
 use crate::guest::frames::ANYBODY;
 use crate::guest::link::Link;
-use crate::guest::machine::{connected, wanted};
 use crate::guest::memory::Memory;
 use crate::guest::queues::{Format, Queue};
+use crate::guest::tether::connected;
 
 /// Descriptors in each ring.
 pub(super) const SIZE: u16 = 64;
@@ -29,6 +29,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(super) enum Which {
     Receive,
     Transmit,
+    Request,
 }
 
 /// A descriptor: address, length, flags, next.
@@ -42,8 +43,11 @@ pub(super) const INDIRECT: u16 = 4;
 pub(super) struct Rig {
     pub(super) link: Link,
     pub(super) memory: Memory,
+    /// A network card's rings, or a disk's first two.
     pub(super) receive: Queue,
     pub(super) transmit: Queue,
+    /// A third ring, where the first two are not for a disk's requests.
+    pub(super) request: Option<Queue>,
     /// `SIZE` pieces of `BUFFER` bytes for each ring.
     pub(super) buffers: DmaMemory,
     pub(super) header: usize,
@@ -69,30 +73,36 @@ impl Rig {
         scene.fresh()?;
         let (endpoint, options) = (&mut scene.endpoint, &scene.options);
         let socket = connected(endpoint, scene.socket, options, scene.shutdown, deadline)?;
-        let mut wanted = wanted(options);
+        let mut wanted = scene.device.wanted(options);
         // Flags and indices are ours to lie with; notifications just have to arrive.
         wanted.features &= !Features::EVENT_IDX.bits();
         // The format is the deed's, not the options'.
         let bit = Features::RING_PACKED.bits();
         let with = |bits: u64| if packed { bits | bit } else { bits & !bit };
         (wanted.features, wanted.needed) = (with(wanted.features), with(wanted.needed));
-        wanted.pairs = 1;
         let mut link = Link::open(socket, wanted, timeout)?;
         let format = Format(link.features);
         let bytes = BUFFER as usize * usize::from(SIZE) * 2;
         let mut memory = match &scene.options.memory_file {
             Some(path) => Memory::in_file(path, 1)?,
-            None => Memory::new((bytes + (1 << 20)) as u64, 1, false)?,
+            None => Memory::new((bytes + scene.device.more_memory()) as u64, 1, false)?,
         };
         let mut receive = Queue::new("receive", &mut memory, 0, SIZE, format)?;
         let mut transmit = Queue::new("transmit", &mut memory, 0, SIZE, format)?;
         let buffers = memory.alloc(0, bytes, 4096)?;
-        link.start(&memory, [&mut receive, &mut transmit].into_iter())?;
+        let third = matches!(scene.device, Device::Disk(language, _) if language.others() > 0);
+        let mut request = match third {
+            true => Some(Queue::new("request", &mut memory, 0, SIZE, format)?),
+            false => None,
+        };
+        let queues = [&mut receive, &mut transmit].into_iter();
+        link.start(&memory, &mut None, queues.chain(request.as_mut()))?;
         let rig = Self {
             link,
             memory,
             receive,
             transmit,
+            request,
             buffers,
             header: format.header(),
         };
@@ -109,6 +119,7 @@ impl Rig {
         match which {
             Which::Receive => &self.receive,
             Which::Transmit => &self.transmit,
+            Which::Request => self.request.as_ref().unwrap_or(&self.transmit),
         }
     }
 
@@ -116,7 +127,7 @@ impl Rig {
     pub(super) fn buffer(&self, which: Which, index: u16) -> u64 {
         let lead = match which {
             Which::Receive => 0,
-            Which::Transmit => SIZE,
+            Which::Transmit | Which::Request => SIZE,
         };
         self.buffers.iova + u64::from(BUFFER) * u64::from(lead + index % SIZE)
     }
@@ -125,6 +136,12 @@ impl Rig {
     pub(super) fn write(&self, address: u64, bytes: &[u8]) {
         let offset = address.wrapping_sub(self.buffers.iova) as usize;
         put(&self.buffers.bytes, offset, bytes);
+    }
+
+    /// Reads from a buffer, by the guest's address.
+    pub(super) fn read(&self, address: u64, bytes: &mut [u8]) {
+        let offset = address.wrapping_sub(self.buffers.iova) as usize;
+        let _ = self.buffers.bytes.slice().read_slice(bytes, offset);
     }
 
     /// Writes a descriptor.
@@ -137,7 +154,7 @@ impl Rig {
     pub(super) fn good(&self, which: Which, index: u16) -> Desc {
         let (len, flags) = match which {
             Which::Receive => (BUFFER, WRITE),
-            Which::Transmit => (100, 0),
+            Which::Transmit | Which::Request => (100, 0),
         };
         (self.buffer(which, index), len, flags, 0)
     }
@@ -187,12 +204,18 @@ impl Rig {
 
     /// Looks on until the back-end has reacted, or had the time to.
     pub(super) fn look(&self) {
+        self.look_until(|| false);
+    }
+
+    /// The same, or until something happened.
+    pub(super) fn look_until(&self, happened: impl Fn() -> bool) {
+        let queues = [Which::Receive, Which::Transmit, Which::Request].map(|one| self.queue(one));
         let end = Instant::now() + LOOK;
-        while Instant::now() < end && !self.link.is_over() {
-            if self.receive.err.read().is_ok() || self.transmit.err.read().is_ok() {
+        while Instant::now() < end && !self.link.is_over() && !happened() {
+            if queues.iter().any(|queue| queue.err.read().is_ok()) {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

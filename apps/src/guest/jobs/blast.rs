@@ -8,8 +8,9 @@ use crate::guest::GuestError;
 use crate::guest::args::Blast;
 use crate::guest::error::Fault;
 use crate::guest::frames::{Header, Kind, SNAP, finish};
-use crate::guest::machine::{Machine, Woken};
+use crate::guest::machine::Machine;
 use crate::guest::report::{Blasted, Clock, Details};
+use crate::guest::tether::Woken;
 
 /// How long a sink may take to say that it is there; without one we blast all the same.
 const GREETING: Duration = Duration::from_secs(1);
@@ -45,7 +46,7 @@ pub(in crate::guest) fn blast(
     while left > 0 && Instant::now() < end && !machine.stopped() {
         let progress = burst(machine, &frame, &mut left)?;
         if progress {
-            clock.tick(machine);
+            clock.tick(machine.sent(), machine.received());
             continue;
         }
         let patience = Instant::now() + machine.timeout();

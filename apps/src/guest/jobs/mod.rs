@@ -15,13 +15,15 @@ use std::time::{Duration, Instant};
 
 use super::GuestError;
 use super::frames::{Header, finish};
-use super::machine::{Machine, Woken};
+use super::machine::Machine;
 use super::report::{Clock, Details};
+use super::tether::Woken;
 
 /// Frames looked at before anything else is.
 const BURST: usize = 64;
 
 /// A job's result: what there is to say, and what was wrong, if anything was.
+#[derive(Default)]
 pub(super) struct Outcome {
     pub(super) details: Details,
     pub(super) failure: Option<String>,
@@ -59,7 +61,7 @@ fn wait(
     deadline: Instant,
     room: bool,
 ) -> Result<Woken, GuestError> {
-    let next = clock.tick(machine);
+    let next = clock.tick(machine.sent(), machine.received());
     machine.wait(next.map_or(deadline, |next| next.min(deadline)), room)
 }
 

@@ -8,8 +8,9 @@ use crate::guest::GuestError;
 use crate::guest::args::Ping;
 use crate::guest::frames::{self, ANYBODY, Header, Kind, SNAP};
 use crate::guest::histogram::Histogram;
-use crate::guest::machine::{Machine, Woken};
+use crate::guest::machine::Machine;
 use crate::guest::report::{Clock, Details, Latency};
+use crate::guest::tether::Woken;
 
 /// A probe that takes longer is lost.
 const PATIENCE: Duration = Duration::from_secs(1);

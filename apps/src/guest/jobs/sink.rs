@@ -7,8 +7,9 @@ use super::{BURST, Outcome, forever, wait};
 use crate::guest::GuestError;
 use crate::guest::args::Sink;
 use crate::guest::frames::{self, SNAP};
-use crate::guest::machine::{Machine, Woken};
+use crate::guest::machine::Machine;
 use crate::guest::report::{Clock, Details};
+use crate::guest::tether::Woken;
 
 /// Runs until a signal, or for the time that was asked for.
 pub(in crate::guest) fn sink(
@@ -34,7 +35,7 @@ pub(in crate::guest) fn sink(
             }
         }
         let over = if busy {
-            clock.tick(machine);
+            clock.tick(machine.sent(), machine.received());
             machine.stopped() || Instant::now() >= end
         } else {
             wait(machine, clock, end, false)? == Woken::Stopped || Instant::now() >= end

@@ -166,7 +166,7 @@ fn exchange(
             // A signal says to stop, and that is being done.
             std::thread::sleep(Duration::from_millis(1));
         } else if busy {
-            clock.tick(machine);
+            clock.tick(machine.sent(), machine.received());
         }
     }
 }

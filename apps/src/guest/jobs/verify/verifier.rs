@@ -8,8 +8,9 @@ use super::{BURST, wait};
 use crate::guest::GuestError;
 use crate::guest::args::{MAX_FRAME, MIN_FRAME};
 use crate::guest::frames::{self, ANYBODY, Header, Kind, Seen};
-use crate::guest::machine::{Machine, Woken};
+use crate::guest::machine::Machine;
 use crate::guest::report::{Account, Clock};
+use crate::guest::tether::Woken;
 use crate::guest::wrap::{Found, NONE, Request, SEGMENT, Unwrapper};
 
 /// Receive buffers that are left for everything but data.
