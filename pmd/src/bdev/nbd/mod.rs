@@ -50,7 +50,7 @@ pub use stream::Server;
 #[cfg(feature = "tls")]
 pub use tls::TlsConfig;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -117,6 +117,8 @@ struct Shared {
     export: Export,
     /// How many channels there are.
     channels: AtomicUsize,
+    /// How often a connection was lost, or not to be had.
+    losses: AtomicU64,
 }
 
 impl Shared {
@@ -191,6 +193,7 @@ impl Nbd {
             addresses,
             export,
             channels: AtomicUsize::new(0),
+            losses: AtomicU64::new(0),
         });
         shared.size.set(shared.whole(export.size));
         Ok(Arc::new(Self {
