@@ -181,10 +181,7 @@ pub(super) type Parcel = (Vec<u8>, Option<OwnedFd>);
 
 /// A message of the driver's, as it may reach the front-end, and what goes with it; `None` for a
 /// request of the back-end's, for which there is no channel.
-pub(super) fn outgoing(
-    bytes: Vec<u8>,
-    bounds: Bounds,
-) -> Result<Option<Parcel>, String> {
+pub(super) fn outgoing(bytes: Vec<u8>, bounds: Bounds) -> Result<Option<Parcel>, String> {
     let header = bytes.first_chunk::<HEADER_LEN>();
     let Some((request, flags, size)) = header.map(Message::parse_header) else {
         return Err(format!("the driver sent a buffer of {} bytes", bytes.len()));
