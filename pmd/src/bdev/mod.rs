@@ -35,7 +35,6 @@
 //! | `rbd` | a disk that is an image in a Ceph cluster |
 //! | `readonly` | before another disk: it is not written |
 //! | `paced`, `held` | before another disk: requests wait, for a throttle or a delay |
-//! | `measured` | before another disk: how long requests take |
 //! | `fault` | before another disk: it fails as told |
 //! | `volatile` | before another disk: what is not flushed does not survive a power cut |
 //! | `bytes`, `slots`, `timer` | what several of these need |
@@ -48,7 +47,6 @@ mod fake;
 mod fault;
 pub mod file;
 mod held;
-mod measured;
 mod mem;
 pub mod nbd;
 mod null;
@@ -73,7 +71,6 @@ use vvu::memory::Scatter;
 use crate::wake::Quiet;
 
 pub use fault::{Faulty, OpKind, Plan, Which};
-pub use measured::{Measured, OpSnapshot};
 pub use mem::Mem;
 pub use null::Null;
 pub use paced::{Delay, Rates, Throttle};

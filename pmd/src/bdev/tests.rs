@@ -179,42 +179,6 @@ fn plans_of_failure_that_make_no_sense() {
 }
 
 #[test]
-fn a_measured_disk_counts_what_was_done_and_what_failed() {
-    let slow = Delay::before(
-        Fake::slow(8192, 1),
-        Duration::from_millis(5),
-        Duration::from_millis(5),
-    );
-    let faulty = Faulty::before(slow, "flush:every:2:EIO".parse().unwrap());
-    let disk = Measured::new(faulty);
-    let mut channels = [disk.channel().unwrap(), disk.channel().unwrap()];
-    for channel in &mut channels {
-        for n in 0..10 {
-            // Tokens are the caller's, and need not differ.
-            let done = one(&mut **channel, read(u64::MAX, n * 512, 512));
-            assert_eq!(done.token, u64::MAX);
-            let done = one(&mut **channel, bare(n, Op::Flush, 0, 0));
-            assert_eq!((done.token, done.result.is_err()), (n, n % 2 == 1));
-        }
-    }
-    let ops = disk.snapshot();
-    drop(channels);
-    assert_eq!(disk.snapshot(), ops, "a channel leaves its counts");
-    let [reads, writes, flushes, ..] = &ops[..] else {
-        panic!("{ops:?}");
-    };
-    assert_eq!(
-        (reads.op, reads.latency.total(), reads.bytes),
-        ("read", 20, 10240)
-    );
-    assert!(reads.latency.percentile(1.0) >= 4_800_000);
-    assert!(reads.latency.percentile(99.9) <= reads.latency.max());
-    assert_eq!((writes.op, writes.latency.total()), ("write", 0));
-    assert_eq!((flushes.op, flushes.latency.total()), ("flush", 10));
-    assert_eq!(flushes.errors[0], ("io", 10));
-}
-
-#[test]
 fn a_power_cut_takes_what_was_not_flushed_and_nothing_else() {
     let fake = Fake::slow(1 << 20, 1);
     let disk = Volatile::new(fake.clone(), 1 << 20);
