@@ -82,6 +82,7 @@ const PMD: &[(&str, &[&str])] = &[
     ("wake", &[]),
     ("bdev", &["mempool", "stats", "wake"]),
     ("blk", &["bdev", "stats", "vring", "wake"]),
+    ("scsi", &["bdev", "stats", "vring", "wake"]),
     ("port", &["mempool", "stats", "vring", "wake"]),
     ("net", &["mempool", "port", "stats", "vring", "wake"]),
     (
@@ -91,7 +92,7 @@ const PMD: &[(&str, &[&str])] = &[
     (
         "backend",
         &[
-            "blk", "mempool", "net", "port", "stats", "vring", "wake", "worker",
+            "blk", "mempool", "net", "port", "scsi", "stats", "vring", "wake", "worker",
         ],
     ),
 ];

@@ -64,6 +64,13 @@ pub(crate) enum Command {
     #[command(after_long_help = crate::blk::EXAMPLES)]
     Blk(crate::blk::Blk),
 
+    /// Serve many disks through one device each
+    ///
+    /// Each port is a virtio-scsi device for one front-end; all ports share the units, unless told
+    /// otherwise. Runs until SIGINT or SIGTERM; front-ends and units may come and go.
+    #[command(after_long_help = crate::scsi::EXAMPLES)]
+    Scsi(crate::scsi::Scsi),
+
     /// Be a VVU function in software, for a VMM or a `vvu net` that connects to it
     ///
     /// One side is a vfio-user socket, over which a VMM attaches the function to its VM, or

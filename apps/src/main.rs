@@ -11,6 +11,7 @@ mod net;
 mod pci;
 mod port;
 mod rules;
+mod scsi;
 mod signals;
 mod wiring;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Unbind(change) => pci::unbind(&change),
         Command::Net(net) => net::run(&net),
         Command::Blk(blk) => blk::run(&blk),
+        Command::Scsi(scsi) => scsi::run(&scsi),
         Command::Device(args) => device::run(&args),
         Command::Demo(demo) => return finish(demo::run(&demo)),
         Command::Guest(guest) => return finish(guest::run(&guest)),

@@ -14,6 +14,7 @@
 //! | [`bdev`] | what is behind a disk: bytes that are read and written asynchronously |
 //! | [`blk`] | the virtio block device |
 //! | [`net`] | the virtio network device's face, and the switch |
+//! | [`scsi`] | a pure SCSI target, and the virtio-scsi device around it |
 //! | [`worker`] | one pinned polling thread |
 //! | [`backend`] | where control meets data |
 //!
@@ -27,12 +28,14 @@ pub mod mempool;
 pub mod mock;
 pub mod net;
 pub mod port;
+pub mod scsi;
 pub mod stats;
 pub mod vring;
 pub mod wake;
 pub mod worker;
 
 pub use backend::{
-    BackendError, BlkDevice, BlkWorkers, Config, GenConfig, NetDevice, PortId, PortKind, Workers,
+    BackendError, BlkDevice, BlkWorkers, Config, GenConfig, NetDevice, PortId, PortKind,
+    ScsiDevice, ScsiWorkers, Workers,
 };
 pub use net::NetConfig;

@@ -30,24 +30,38 @@ struct Slot {
     memory: Data,
 }
 
+/// Lists for the memory of requests, each in the box that it travels in.
+#[allow(clippy::vec_box)]
+pub type Lists = Vec<Box<Scatter>>;
+
+/// As many empty lists as there are slots, for pieces of `memory`.
+pub(super) fn lists(count: u16, memory: &Arc<MemTable>) -> Lists {
+    let list = |_| Box::new(Scatter::of_table(Arc::clone(memory)));
+    (0..count).map(list).collect()
+}
+
 /// All slots of a queue. Nothing is allocated after they were made, but what lists need that are
 /// longer than any before.
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u16>,
-    spare: Vec<Box<Scatter>>,
+    spare: Lists,
 }
 
 impl Slots {
     /// `count` slots for a ring of `memory`.
     pub(super) fn new(count: u16, memory: &Arc<MemTable>) -> Self {
-        let spare = || Box::new(Scatter::of_table(Arc::clone(memory)));
         Self {
             slots: (0..count).map(|_| Slot::default()).collect(),
             free: (0..count).rev().collect(),
-            spare: (0..count).map(|_| spare()).collect(),
+            spare: lists(count, memory),
         }
+    }
+
+    /// Other lists for the memory of requests, when nothing is in flight. Returns the old ones.
+    pub(super) fn renew(&mut self, lists: Lists) -> Lists {
+        std::mem::replace(&mut self.spare, lists)
     }
 
     /// How many more requests can be in flight.

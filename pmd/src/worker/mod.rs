@@ -175,6 +175,11 @@ impl<P: Poller> Worker<P> {
             .map_err(|_| WorkerError::Gone(self.cpu))
     }
 
+    /// What leaves mail for this worker.
+    pub fn sender(&self) -> Sender<P> {
+        Sender(Arc::clone(&self.post))
+    }
+
     /// What wakes this worker.
     pub fn waker(&self) -> &Arc<Waker> {
         &self.post.waker
@@ -183,6 +188,21 @@ impl<P: Poller> Worker<P> {
     /// The worker's counters.
     pub fn stats(&self) -> WorkerSnapshot {
         WorkerSnapshot::of(self.cpu, &self.post.stats)
+    }
+}
+
+/// Leaves mail for a worker, from any thread, without waiting for what comes of it.
+pub struct Sender<P>(Arc<Post<P>>);
+
+impl<P: Poller> Sender<P> {
+    /// Runs `what` on the worker's state between two rounds; not at all if the worker is gone.
+    pub fn post(&self, what: impl FnOnce(&mut P) + Send + 'static) {
+        self.0.mail.push(Box::new(what));
+        self.0.waker.wake();
+        // As in `Worker::call`.
+        if self.0.ended.load(Ordering::SeqCst) {
+            self.0.discard();
+        }
     }
 }
 

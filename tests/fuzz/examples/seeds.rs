@@ -13,7 +13,7 @@ use vvu::protocol::{
     VringFd, VringState,
 };
 use vvu_fuzz::front_end::{self, fds};
-use vvu_fuzz::{blk, config_space, model, nbd, ring, session, vfio_user};
+use vvu_fuzz::{blk, config_space, model, nbd, ring, scsi, session, vfio_user};
 
 /// Address of the front-end's memory in the front-end.
 const USER: u64 = 0x7f00_0000_0000;
@@ -30,6 +30,7 @@ fn main() {
         ("offload", offloads()),
         ("blk", disk_requests()),
         ("ring", rings()),
+        ("scsi", commands()),
         ("session", sessions()),
         ("model", models()),
         ("nbd", servers()),
@@ -46,6 +47,115 @@ fn main() {
 }
 
 type Seeds = Vec<(String, Vec<u8>)>;
+
+/// Each command as it is meant, by an initiator that has heard of the power on.
+fn commands() -> Seeds {
+    use scsi::step;
+    let command = |who: u8, cdb: &[u8], out: &[u8], zeroes: u16, room: u16| {
+        let mut bytes = vec![step::COMMAND, who, 0, cdb.len() as u8];
+        bytes.extend(cdb);
+        bytes.push(out.len() as u8);
+        bytes.extend(out);
+        bytes.extend(zeroes.to_le_bytes());
+        bytes.extend(room.to_le_bytes());
+        bytes
+    };
+    let ready = command(0, &[0; 6], &[], 0, 0);
+    let mut seeds: Seeds = Vec::new();
+    let mut add = |name: &str, parts: &[Vec<u8>]| {
+        seeds.push((name.to_owned(), [&ready[..], &parts.concat()].concat()));
+    };
+    for code in [0x28, 0x2a, 0x2e, 0x2f, 0x35, 0x41] {
+        let cdb = [code, 2, 0, 0, 0, 3, 0, 0, 2, 0];
+        add(
+            &format!("{code:x}"),
+            &[command(0, &cdb, &[1; 100], 924, 1024)],
+        );
+    }
+    for code in [0x88, 0x89, 0x8a, 0x8e, 0x8f, 0x91, 0x93] {
+        let mut cdb = [code, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0];
+        cdb[1] = if code == 0x93 { 8 } else { 0 };
+        add(&format!("{code:x}"), &[command(0, &cdb, &[], 1024, 1024)]);
+    }
+    let unmap = [
+        0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 8, 0, 0, 0, 0,
+    ];
+    add(
+        "unmap",
+        &[command(
+            0,
+            &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0],
+            &unmap,
+            0,
+            0,
+        )],
+    );
+    for page in [0u8, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2] {
+        add(
+            &format!("vpd-{page:x}"),
+            &[command(0, &[0x12, 1, page, 0, 255, 0], &[], 0, 255)],
+        );
+    }
+    add(
+        "modes",
+        &[
+            command(0, &[0x1a, 8, 0x3f, 0, 255, 0], &[], 0, 255),
+            command(0, &[0x15, 0x10, 0, 0, 24, 0], &[0, 0, 0, 0, 8, 18], 18, 0),
+        ],
+    );
+    let reserve = |who, action, kind, keys: (u8, u8)| {
+        let cdb = [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
+        let list = [0, 0, 0, 0, 0, 0, 0, keys.0, 0, 0, 0, 0, 0, 0, 0, keys.1];
+        command(who, &cdb, &list, 8, 0)
+    };
+    add(
+        "reserve",
+        &[
+            command(1, &[0; 6], &[], 0, 0),
+            reserve(0, 0, 0, (0, 1)),
+            reserve(1, 6, 0, (0, 2)),
+            reserve(0, 1, 5, (1, 0)),
+            reserve(1, 5, 7, (2, 1)),
+            command(1, &[0x5e, 3, 0, 0, 0, 0, 0, 1, 0, 0], &[], 0, 256),
+            reserve(1, 2, 7, (2, 0)),
+            reserve(1, 3, 0, (2, 0)),
+        ],
+    );
+    add(
+        "reports",
+        &[
+            command(0, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], &[], 0, 256),
+            command(0, &[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], &[], 0, 256),
+            command(
+                0,
+                &[0xa3, 0x0c, 0x82, 0x5e, 0, 1, 0, 0, 1, 0, 0, 0],
+                &[],
+                0,
+                256,
+            ),
+            command(
+                0,
+                &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],
+                &[],
+                0,
+                32,
+            ),
+            command(0, &[0x4d, 0, 0x40, 0, 0, 0, 0, 0, 255, 0], &[], 0, 255),
+        ],
+    );
+    add(
+        "disk",
+        &[
+            vec![step::RESIZE, 0, 3],
+            command(0, &[3, 0, 0, 0, 18, 0], &[], 0, 18),
+            vec![step::FAIL, 0, 1, 0],
+            command(0, &[0x2e, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[7; 10], 502, 0),
+            vec![step::RESET, 1, step::LEAVE, 2, 1],
+            command(0, &[0x1b, 0, 0, 0, 0, 0], &[], 0, 0),
+        ],
+    );
+    seeds
+}
 
 /// Servers of 1 MiB that answer what they are asked, in chunks and without.
 fn servers() -> Seeds {

@@ -18,6 +18,7 @@ pub mod model;
 pub mod nbd;
 pub mod offload;
 pub mod ring;
+pub mod scsi;
 pub mod session;
 pub mod vfio_user;
 

@@ -1,0 +1,143 @@
+//! A SCSI device as a session sees it (VIRTIO 1.2, 5.6).
+
+use std::sync::Arc;
+
+use vvu::memory::MemTable;
+use vvu::notify::Call;
+use vvu::virtio::{DeviceError, Vring};
+
+use super::device::{self, Front, Place, StorageDevice};
+use super::net::setup;
+use super::shelf;
+use super::storage::Storage;
+use crate::scsi::{Face, Letter, Mailbox, Prepared, Queue};
+use crate::vring::Moved;
+use crate::wake::{Kicks, Quiet, Waker, Watch};
+
+/// VIRTIO device id of a SCSI host.
+const SCSI: u16 = 8;
+
+/// Workers that serve SCSI devices.
+pub type ScsiWorkers = Storage<Queue>;
+
+/// A SCSI device.
+pub type ScsiDevice = StorageDevice<Face>;
+
+impl Mailbox for Place<Queue> {
+    fn post(&self, letter: Letter) {
+        Self::post(self, move |queue| queue.deliver(letter));
+    }
+}
+
+impl Front for Face {
+    type Queue = Queue;
+
+    const DEVICE_ID: u16 = SCSI;
+
+    fn name(&self) -> &str {
+        Self::name(self)
+    }
+
+    fn features(&self) -> u64 {
+        Self::features(self)
+    }
+
+    fn queues(&self) -> u16 {
+        Self::queues(self)
+    }
+
+    fn space(&self) -> Vec<u8> {
+        Self::space(self).to_vec()
+    }
+
+    fn write(&self, offset: u32, data: &[u8]) -> bool {
+        Self::write(self, offset, data)
+    }
+
+    fn prepare(face: &Arc<Self>, ring: Vring, waker: &Arc<Waker>) -> Result<Queue, DeviceError> {
+        let prepared = Prepared::new(ring, Arc::clone(face), waker);
+        Ok(prepared.map_err(setup)?.start())
+    }
+
+    fn connect(&self, index: u16, place: Option<Place<Queue>>) {
+        let mailbox = place.map(|place| Arc::new(place) as Arc<dyn Mailbox>);
+        Self::connect(self, index, mailbox);
+    }
+
+    fn reset(&self) {
+        Self::reset(self);
+    }
+}
+
+impl shelf::Queue for Queue {
+    #[inline]
+    fn poll(&mut self) -> bool {
+        Self::poll(self)
+    }
+
+    fn is_polled(&self) -> bool {
+        Self::is_polled(self)
+    }
+
+    fn is_resting(&self) -> bool {
+        Self::is_resting(self)
+    }
+
+    fn rest(&mut self) {
+        Self::rest(self);
+    }
+
+    fn enable_kicks(&mut self) -> Quiet {
+        Self::enable_kicks(self)
+    }
+
+    fn kicked(&mut self, kicks: &Kicks) {
+        Self::kicked(self, kicks);
+    }
+
+    fn disable_kicks(&mut self) {
+        Self::disable_kicks(self);
+    }
+}
+
+impl device::Queue for Queue {
+    type Spare = ();
+
+    fn drain(&mut self) -> usize {
+        Self::drain(self)
+    }
+
+    fn resume(&mut self) {
+        Self::resume(self);
+    }
+
+    fn set_enabled(&mut self, enabled: bool) {
+        Self::set_enabled(self, enabled);
+    }
+
+    fn set_kick(&mut self, watch: Watch) -> Watch {
+        Self::set_kick(self, watch)
+    }
+
+    fn set_call(&mut self, call: Call) -> Call {
+        Self::set_call(self, call)
+    }
+
+    fn set_err(&mut self, err: Call) -> Call {
+        Self::set_err(self, err)
+    }
+
+    fn spare(_size: u16, _memory: &Arc<MemTable>) {}
+
+    fn set_memory(&mut self, moved: Moved, (): ()) -> (Moved, ()) {
+        (Self::set_memory(self, moved), ())
+    }
+
+    fn base(&self) -> u32 {
+        Self::base(self)
+    }
+
+    fn stopped(&self) {
+        Self::stopped(self);
+    }
+}

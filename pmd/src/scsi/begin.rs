@@ -1,0 +1,394 @@
+//! New commands: taken from the ring, understood, begun.
+
+use std::sync::Arc;
+
+use vvu::memory::{Scatter, copy};
+
+use super::config::MAX_CDB_SIZE;
+use super::domain::{Address, Seat, Target};
+use super::queue::{BURST, Work};
+use super::stats::QueueStats;
+use super::target::{Call, Job, Missing, Sense, Status, Step, Transfer};
+use super::tasks::{Extra, Task};
+use super::wire::{self, Code, Fresh, Header, REQUEST, RESPONSE};
+use crate::bdev::{Op, Request};
+use crate::vring::{Chain, Format, Keep, RingOf, Taken};
+
+/// Longest request before its data.
+const LONGEST: usize = (REQUEST + MAX_CDB_SIZE) as usize;
+
+/// A command as it came, with the sizes of its parts in bytes.
+struct Arrived<'a> {
+    taken: &'a Taken,
+    chain: &'a Chain,
+    header: Header,
+    /// What comes before the data, the CDB at its end.
+    bytes: [u8; LONGEST],
+    request: u32,
+    response: u32,
+    /// Data from the driver, and room for data to it.
+    data_out: u32,
+    data_in: u32,
+}
+
+impl<'a> Arrived<'a> {
+    fn cdb(&self) -> &[u8] {
+        let range = REQUEST as usize..self.request as usize;
+        self.bytes.get(range).unwrap_or_default()
+    }
+
+    fn sent(&self) -> Fresh<'a> {
+        Fresh {
+            taken: self.taken,
+            chain: self.chain,
+            skip: self.request,
+        }
+    }
+
+    /// Room for data of the only kind that it has.
+    fn room(&self) -> u32 {
+        self.data_in.max(self.data_out)
+    }
+
+    /// Writes a response and data behind it, and returns how many bytes that are.
+    fn respond(&self, status: u8, code: Code, sense: &[u8], data: &[u8]) -> u32 {
+        let writable = || self.taken.writable(self.chain);
+        let len = sense.len().min((self.response - RESPONSE) as usize);
+        let sense = sense.get(..len).unwrap_or_default();
+        let moved = data.len().min(self.data_in as usize) as u32;
+        let residual = self.room() - moved;
+        let head = wire::response(len as u32, residual, status, code);
+        wire::write(writable(), 0, &head);
+        wire::write(writable(), RESPONSE, sense);
+        wire::write(writable(), self.response, data);
+        self.response + moved
+    }
+
+    /// What is kept of the memory of a command: its response, and the data of `transfer`.
+    fn keep(&self, transfer: Transfer) -> Keep {
+        // No longer than its buffers: the target has seen to that.
+        let len = transfer.len as u32;
+        let data = |start: u32| start..start.saturating_add(len);
+        let mut keep = Keep {
+            tail: 0..self.response,
+            ..Keep::default()
+        };
+        if transfer.write {
+            keep.read = data(self.request);
+        } else {
+            keep.write = data(self.response);
+        }
+        keep
+    }
+}
+
+/// The lengths that the driver chose.
+#[derive(Clone, Copy)]
+struct Lengths {
+    cdb: u32,
+    sense: u32,
+}
+
+impl Work {
+    /// One round. Returns how many chains were taken and given back.
+    #[inline]
+    pub(super) fn round<F: Format>(&mut self, ring: &mut RingOf<F>, take: bool) -> usize {
+        let mut count = 0;
+        self.keep_up();
+        if !self.held.is_empty() {
+            count += self.try_held();
+        }
+        if take {
+            count += self.take(ring);
+        }
+        self.ways.submit();
+        if !self.ways.is_quiet() {
+            self.reap();
+            self.ways.submit();
+        }
+        for (chain, len) in self.over.drain(..) {
+            ring.give_back_kept(&chain, len);
+            count += 1;
+        }
+        count
+    }
+
+    /// Looks whether the domain has changed.
+    #[inline]
+    fn keep_up(&mut self) {
+        if self.version != self.face.version() {
+            self.refresh();
+        }
+    }
+
+    /// The domain has changed.
+    #[cold]
+    fn refresh(&mut self) {
+        // The version first: a change in between is seen the next time.
+        self.version = self.face.version();
+        self.domain = self.face.domain();
+        if self.ways.prune(&self.domain) {
+            // Looks again.
+            self.version = self.version.wrapping_sub(1);
+        }
+    }
+
+    /// Takes up to a burst of chains and begins what they ask for. Returns how many there were.
+    #[inline(never)]
+    fn take<F: Format>(&mut self, ring: &mut RingOf<F>) -> usize {
+        let most = self.tasks.room().min(BURST);
+        let count = if most == 0 { 0 } else { ring.take_burst(most) };
+        if count > 0 {
+            // Whatever the driver knew when it made the chains available is known here, too.
+            self.keep_up();
+            self.begin_all(ring, count);
+        }
+        if !self.orders.is_empty() && count < most {
+            // All that came before the orders was taken by now.
+            self.orders.clear();
+        }
+        count
+    }
+
+    #[inline]
+    fn begin_all<F: Format>(&mut self, ring: &mut RingOf<F>, count: usize) {
+        let lengths = Lengths {
+            cdb: self.face.sizes.cdb(),
+            sense: self.face.sizes.sense(),
+        };
+        let domain = Arc::clone(&self.domain);
+        for place in 0..count {
+            let Some(chain) = ring.chains().get(place).copied() else {
+                break;
+            };
+            let taken = ring.taken();
+            let written = match self.arrive(taken, &chain, lengths) {
+                Some(arrived) => {
+                    let address = Address::parse(arrived.header.lun);
+                    let target = address.and_then(|at| domain.target(at.target));
+                    match address.zip(target) {
+                        Some((address, target)) => self.begin(&arrived, address, target),
+                        None => Some(self.misdirected(&arrived, Code::BadTarget)),
+                    }
+                }
+                None => Some(0),
+            };
+            if let Some(len) = written {
+                self.over.push((chain, len));
+            }
+        }
+        ring.keep_all();
+    }
+
+    pub(super) fn stats(&self) -> Option<&QueueStats> {
+        self.face.queue_stats(self.index)
+    }
+
+    /// Looks at a chain. `None` if nobody could answer it.
+    #[inline]
+    fn arrive<'a>(
+        &self,
+        taken: &'a Taken,
+        chain: &'a Chain,
+        lengths: Lengths,
+    ) -> Option<Arrived<'a>> {
+        let (request, response) = (REQUEST + lengths.cdb, RESPONSE + lengths.sense);
+        let sizes = (
+            chain.read_len().checked_sub(request),
+            chain.write_len().checked_sub(response),
+        );
+        let (Some(data_out), Some(data_in)) = sizes else {
+            if let Some(stats) = self.stats() {
+                stats.malformed.add(1);
+            }
+            return None;
+        };
+        let mut bytes = [0; LONGEST];
+        let all = bytes.get_mut(..request as usize)?;
+        match taken.readable(chain).next() {
+            Some(piece) if piece.len() >= all.len() => {
+                copy::read(piece, all);
+            }
+            _ => {
+                wire::read(taken.readable(chain), 0, all);
+            }
+        }
+        Some(Arrived {
+            bytes,
+            taken,
+            chain,
+            header: Header::parse(&bytes)?,
+            request,
+            response,
+            data_out,
+            data_in,
+        })
+    }
+
+    /// Begins a command. Returns how many bytes were written if it has ended already.
+    #[inline]
+    fn begin(&mut self, arrived: &Arrived<'_>, address: Address, target: &Target) -> Option<u32> {
+        if !self.orders.is_empty()
+            && let Some(code) = self.ordered(address, arrived.header.tag)
+        {
+            return Some(self.misdirected(arrived, code));
+        }
+        if arrived.data_in > 0 && arrived.data_out > 0 {
+            return Some(self.misdirected(arrived, Code::Failure));
+        }
+        let call = Call {
+            cdb: arrived.cdb(),
+            data_in: arrived.data_in.into(),
+            data_out: arrived.data_out.into(),
+            out: &arrived.sent(),
+            luns: &target.luns,
+        };
+        let Some(seat) = target.seat(address.lun) else {
+            let step = Missing.execute(&call);
+            return Some(self.at_once(arrived, step, None));
+        };
+        match seat.nexus.execute(&call) {
+            Step::Move(transfer) => self.transfer(arrived, seat, transfer),
+            Step::Job(job) => self.job(arrived, seat, job),
+            step => Some(self.at_once(arrived, step, Some(seat))),
+        }
+    }
+
+    /// Answers what never came to a unit, or not in time.
+    #[cold]
+    fn misdirected(&self, arrived: &Arrived<'_>, code: Code) -> u32 {
+        if let Some(stats) = self.stats() {
+            match code {
+                Code::Aborted | Code::Reset => stats.aborted.add(1),
+                _ => stats.misdirected.add(1),
+            }
+        }
+        arrived.respond(0, code, &[], &[])
+    }
+
+    /// Answers what has ended already.
+    fn at_once(&self, arrived: &Arrived<'_>, step: Step, seat: Option<&Arc<Seat>>) -> u32 {
+        let Step::Done(answer) = step else {
+            return self.misdirected(arrived, Code::Overrun);
+        };
+        if let Some(stats) = self.stats() {
+            stats.answered(&answer);
+        }
+        let sense = answer.sense.map(|sense| sense_bytes(seat, &sense));
+        let sense = sense.unwrap_or_default();
+        arrived.respond(answer.status as u8, Code::Ok, &sense, &answer.data)
+    }
+
+    /// The unit's place is still taken by one that was there before: it will not be for long.
+    #[cold]
+    fn busy(&self, arrived: &Arrived<'_>) -> u32 {
+        if let Some(stats) = self.stats() {
+            stats.refused.add(1);
+        }
+        arrived.respond(Status::Busy as u8, Code::Ok, &[], &[])
+    }
+
+    /// Begins a command that only moves its data.
+    #[inline]
+    fn transfer(
+        &mut self,
+        arrived: &Arrived<'_>,
+        seat: &Arc<Seat>,
+        transfer: Transfer,
+    ) -> Option<u32> {
+        if !self.join(seat) {
+            return Some(self.busy(arrived));
+        }
+        // There is one for each chain: no more were taken.
+        let mut list = self.tasks.list()?;
+        let keep = arrived.keep(transfer);
+        arrived.taken.keep(arrived.chain, keep, &mut list);
+        let Transfer {
+            write,
+            offset,
+            len,
+            fua,
+        } = transfer;
+        let number = self.tasks.put(Task {
+            chain: *arrived.chain,
+            tag: arrived.header.tag,
+            seat: seat.number,
+            room: arrived.room(),
+            len: len as u32,
+            write,
+            inside: false,
+            in_flight: false,
+            ends: None,
+            extra: None,
+        })?;
+        let op = if write { Op::Write } else { Op::Read };
+        let request = Request {
+            token: number.into(),
+            op,
+            offset,
+            len,
+            data: Some(list),
+            fua,
+        };
+        self.send(number, request);
+        None
+    }
+
+    /// Begins a command that takes several steps.
+    #[cold]
+    fn job(&mut self, arrived: &Arrived<'_>, seat: &Arc<Seat>, job: Job) -> Option<u32> {
+        if !self.join(seat) {
+            return Some(self.busy(arrived));
+        }
+        let mut sent = self.tasks.list()?;
+        let keep = Keep {
+            read: arrived.request..arrived.chain.read_len(),
+            write: 0..0,
+            tail: 0..arrived.response,
+        };
+        arrived.taken.keep(arrived.chain, keep, &mut sent);
+        let own = job.transfer().map(|transfer| {
+            let mut own = Box::new(Scatter::of_table(Arc::default()));
+            let keep = arrived.keep(transfer);
+            let keep = Keep { tail: 0..0, ..keep };
+            arrived.taken.keep(arrived.chain, keep, &mut own);
+            own
+        });
+        let number = self.tasks.put(Task {
+            chain: *arrived.chain,
+            tag: arrived.header.tag,
+            seat: seat.number,
+            room: arrived.room(),
+            len: 0,
+            write: false,
+            inside: false,
+            in_flight: false,
+            ends: None,
+            extra: Some(Box::new(Extra {
+                job: Some(job),
+                sent: Some(sent),
+                own,
+                ..Extra::default()
+            })),
+        })?;
+        self.run(number, Ok(()));
+        None
+    }
+
+    #[inline]
+    fn join(&mut self, seat: &Arc<Seat>) -> bool {
+        if self.ways.rejoin(seat) {
+            return true;
+        }
+        let mailbox = self.face.board().mailbox(self.index);
+        self.ways.join(seat, mailbox.as_ref())
+    }
+}
+
+/// Sense data as the unit makes them; those of no unit in fixed format.
+pub(super) fn sense_bytes(seat: Option<&Arc<Seat>>, sense: &Sense) -> Vec<u8> {
+    match seat {
+        Some(seat) => seat.nexus.unit().sense_bytes(sense),
+        None => sense.bytes(false),
+    }
+}

@@ -1,0 +1,193 @@
+//! Layouts of what drivers and the device say to each other (VIRTIO 1.2, 5.6.6).
+
+use vvu::memory::{VolatileSlice, copy};
+
+use super::target::{DataOut, MAX_LUN};
+use crate::vring::{Chain, Taken};
+use vvu::memory::Scatter;
+
+/// Length of a request before its CDB.
+pub(super) const REQUEST: u32 = 19;
+/// Length of a response before its sense data.
+pub(super) const RESPONSE: u32 = 12;
+/// Length of an event.
+pub(super) const EVENT: usize = 16;
+
+/// Codes of responses (5.6.6.1 and 5.6.6.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Code {
+    /// To a command: it came to its unit. To task management: there was nothing to do any more.
+    Ok = 0,
+    Overrun = 1,
+    Aborted = 2,
+    BadTarget = 3,
+    Reset = 4,
+    Failure = 9,
+    /// What was asked about is there.
+    Succeeded = 10,
+    Rejected = 11,
+    IncorrectLun = 12,
+}
+
+/// Where a unit is: target and LUN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// Target, 0 to 255.
+    pub target: u8,
+    /// LUN, up to [`MAX_LUN`].
+    pub lun: u16,
+}
+
+impl Address {
+    /// From eight bytes: single level, with peripheral or flat addressing; `None` for all else.
+    #[inline]
+    pub(super) fn parse(bytes: [u8; 8]) -> Option<Self> {
+        let [1, target, high, low, 0, 0, 0, 0] = bytes else {
+            return None;
+        };
+        let lun = u16::from_be_bytes([high, low]);
+        match lun >> 14 {
+            // Bus 0 is the only one.
+            0 if high != 0 => None,
+            0 | 1 => Some(Self {
+                target,
+                lun: lun & MAX_LUN,
+            }),
+            _ => None,
+        }
+    }
+
+    /// As eight bytes, as drivers write it themselves.
+    pub(super) fn bytes(self) -> [u8; 8] {
+        let [high, low] = (self.lun | 0x4000).to_be_bytes();
+        [1, self.target, high, low, 0, 0, 0, 0]
+    }
+}
+
+/// What comes before a command's CDB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) lun: [u8; 8],
+    /// What the driver calls it.
+    pub(super) tag: u64,
+}
+
+impl Header {
+    /// From the first bytes of a request. What is said of its order and priority is not looked at:
+    /// all are simple tasks.
+    #[inline]
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let (lun, rest) = bytes.split_first_chunk()?;
+        let (tag, _) = rest.split_first_chunk()?;
+        Some(Self {
+            lun: *lun,
+            tag: u64::from_le_bytes(*tag),
+        })
+    }
+}
+
+/// The first bytes of a response.
+#[inline]
+pub(super) fn response(sense: u32, residual: u32, status: u8, code: Code) -> [u8; 12] {
+    let (sense, residual) = (u128::from(sense), u128::from(residual));
+    let all = sense | residual << 32 | u128::from(status) << 80 | (code as u128) << 88;
+    let bytes = all.to_le_bytes();
+    bytes.first_chunk().copied().unwrap_or_default()
+}
+
+/// Copies readable bytes from `skip` on, and returns how many there were.
+pub(super) fn read<'m>(
+    pieces: impl Iterator<Item = VolatileSlice<'m>>,
+    skip: u64,
+    into: &mut [u8],
+) -> usize {
+    let mut skip = usize::try_from(skip).unwrap_or(usize::MAX);
+    let mut done = 0;
+    for piece in pieces {
+        let rest = into.get_mut(done..).unwrap_or_default();
+        if rest.is_empty() {
+            break;
+        }
+        done += copy::read_at(piece, skip, rest);
+        skip = skip.saturating_sub(piece.len());
+    }
+    done
+}
+
+/// Writes `bytes` at `skip` of what is writable, as far as they fit.
+pub(super) fn write<'m>(
+    pieces: impl Iterator<Item = VolatileSlice<'m>>,
+    skip: u32,
+    mut bytes: &[u8],
+) {
+    let mut skip = skip as usize;
+    for piece in pieces {
+        if bytes.is_empty() {
+            break;
+        }
+        if skip < piece.len() {
+            let written = copy::write_at(bytes, piece, skip);
+            bytes = bytes.get(written..).unwrap_or_default();
+        }
+        skip = skip.saturating_sub(piece.len());
+    }
+}
+
+/// The data that a chain brings, while it is taken.
+pub(super) struct Fresh<'a> {
+    pub(super) taken: &'a Taken,
+    pub(super) chain: &'a Chain,
+    /// What comes before them.
+    pub(super) skip: u32,
+}
+
+impl DataOut for Fresh<'_> {
+    fn read_at(&self, at: u64, into: &mut [u8]) -> bool {
+        let skip = at.saturating_add(self.skip.into());
+        read(self.taken.readable(self.chain), skip, into) == into.len()
+    }
+}
+
+/// The data that a chain brought, kept.
+pub(super) struct Kept<'a>(pub(super) &'a Scatter);
+
+impl DataOut for Kept<'_> {
+    fn read_at(&self, at: u64, into: &mut [u8]) -> bool {
+        read(self.0.pieces(), at, into) == into.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_what_the_standard_has() {
+        let parse = |a, b, c, d| Address::parse([a, b, c, d, 0, 0, 0, 0]);
+        let at = |target, lun| Some(Address { target, lun });
+        assert_eq!(parse(1, 7, 0, 9), at(7, 9));
+        assert_eq!(parse(1, 255, 0x40, 9), at(255, 9));
+        assert_eq!(parse(1, 0, 0x7f, 0xff), at(0, 16383));
+        for bad in [
+            [0, 0, 0, 0],
+            [1, 0, 1, 0],
+            [1, 0, 0x80, 0],
+            [1, 0, 0xc1, 1],
+            [0xc1, 1, 0, 0],
+        ] {
+            assert_eq!(parse(bad[0], bad[1], bad[2], bad[3]), None, "{bad:?}");
+        }
+        assert_eq!(Address::parse([1, 0, 0, 0, 0, 1, 0, 0]), None);
+        for lun in [0, 255, 256, 16383] {
+            let address = Address { target: 3, lun };
+            assert_eq!(Address::parse(address.bytes()), Some(address));
+        }
+    }
+
+    #[test]
+    fn a_response_begins_with_these() {
+        let bytes = response(18, 0x0102_0304, 2, Code::Reset);
+        assert_eq!(bytes, [18, 0, 0, 0, 4, 3, 2, 1, 0, 0, 2, 4]);
+    }
+}
