@@ -58,7 +58,7 @@ Disks:
     block=BYTES      logical block size: 512, 1024, 2048 or 4096
   nbd: and rbd: take
     timeout=SECONDS  how long a request may wait for its answer, over lost connections, too
-                     (default 30)
+                     (default 20)
     cache=through    every write reaches the medium before it is done
   rbd: also takes
     conf=PATH        the cluster's configuration, if not /etc/ceph/ceph.conf

@@ -173,7 +173,9 @@ pub(super) struct NbdChannel {
     flight: Flight,
     /// Since when the link is down.
     lost: Option<Instant>,
-    /// The last loss was told to people already.
+    /// Since it was up last, a loss was counted...
+    counted: bool,
+    /// ...and told to people.
     told: bool,
     /// More came than was looked at.
     more: bool,
@@ -207,7 +209,8 @@ impl NbdChannel {
             replies: Replies::new(export.structured),
             flight: Flight::default(),
             lost: (!up).then_some(now),
-            told: !up,
+            counted: false,
+            told: false,
             more: false,
             numbers: 0,
             serial: 0,
@@ -248,12 +251,13 @@ impl NbdChannel {
     fn up(&mut self, export: Export, now: Instant) {
         let disk = &self.shared.name;
         if let Err(error) = self.shared.check(&export) {
+            self.counted = false;
             return self.lose(error, now);
         }
-        if self.told {
-            tracing::info!(disk, "the server is there");
+        if std::mem::take(&mut self.told) {
+            tracing::info!(disk, "the server is back");
         }
-        self.told = false;
+        self.counted = false;
         self.lost = None;
         let size = self.shared.whole(export.size);
         if size != self.shared.size.get() {
@@ -277,8 +281,14 @@ impl NbdChannel {
 
     /// The link is down: whatever was asked shall be asked again.
     fn down(&mut self, error: &NbdError, now: Instant) {
-        if !std::mem::replace(&mut self.told, true) {
-            tracing::warn!(disk = self.shared.name, %error, "lost the server, trying again");
+        if !std::mem::replace(&mut self.counted, true) {
+            let losses = self.shared.losses.fetch_add(1, Ordering::Relaxed) + 1;
+            // A server that comes and goes must not fill the log.
+            if losses.is_power_of_two() {
+                self.told = true;
+                let disk = &self.shared.name;
+                tracing::warn!(disk, losses, %error, "no connection to the server, trying again");
+            }
         }
         self.lost.get_or_insert(now);
         self.more = false;

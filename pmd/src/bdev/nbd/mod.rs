@@ -22,6 +22,9 @@
 //! gone: requests fail at once until it is back. Asking again is harmless because no request was
 //! answered yet, and each does the same when it is done twice.
 //!
+//! The protocol has no way to ask for the size again, so another one is found with the next
+//! connection, whenever that is.
+//!
 //! A server that comes back must still have what it acknowledged. One whose process was restarted
 //! has; one whose machine was may have lost what was not flushed, and the protocol has no word
 //! for that.
@@ -47,7 +50,7 @@ pub use stream::Server;
 #[cfg(feature = "tls")]
 pub use tls::TlsConfig;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,8 +82,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// How long a request may take if nothing else is wanted.
-    pub const TIMEOUT: Duration = Duration::from_secs(30);
+    /// How long a request may take if nothing else is wanted: less than a ring that is stopped
+    /// waits for its requests.
+    pub const TIMEOUT: Duration = Duration::from_secs(20);
 
     /// The export called `export`, unencrypted.
     pub fn new(server: Server, export: &str) -> Self {
@@ -113,6 +117,8 @@ struct Shared {
     export: Export,
     /// How many channels there are.
     channels: AtomicUsize,
+    /// How often a connection was lost, or not to be had.
+    losses: AtomicU64,
 }
 
 impl Shared {
@@ -187,6 +193,7 @@ impl Nbd {
             addresses,
             export,
             channels: AtomicUsize::new(0),
+            losses: AtomicU64::new(0),
         });
         shared.size.set(shared.whole(export.size));
         Ok(Arc::new(Self {
@@ -289,24 +296,5 @@ impl Disk for Nbd {
                 Err(error)
             }
         }
-    }
-
-    fn refresh(&self) -> Result<(), DiskError> {
-        let shared = &self.shared;
-        if !shared.export.has(transmission::MULTI_CONN) {
-            return Err(DiskError::Unfit {
-                disk: shared.name.clone(),
-                reason: "the server tells another size only to a new connection, and allows one \
-                         only"
-                    .into(),
-            });
-        }
-        let found = connected(&shared.config, &shared.addresses);
-        let (_, export) = found.map_err(|error| DiskError::Unfit {
-            disk: shared.name.clone(),
-            reason: error.to_string(),
-        })?;
-        shared.size.set(shared.whole(export.size));
-        Ok(())
     }
 }

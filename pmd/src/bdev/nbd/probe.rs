@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Instant;
 
 use super::channel::NbdChannel;
@@ -55,6 +55,7 @@ impl Probe {
             size: Size::new(0),
             export,
             channels: AtomicUsize::new(1),
+            losses: AtomicU64::new(0),
         };
         shared.size.set(shared.whole(export.size));
         let channel = NbdChannel::new(Arc::new(shared), Some((self.link, export)));

@@ -65,7 +65,7 @@ impl RbdConfig {
             snapshot: None,
             config: None,
             user: None,
-            timeout: Duration::from_secs(30),
+            timeout: Duration::from_secs(20),
             read_only: false,
             write_back: true,
         }
