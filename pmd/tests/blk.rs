@@ -504,7 +504,7 @@ fn what_the_disk_says_is_what_the_driver_hears() {
         let Ok(plan) = plan else {
             panic!("{plan:?}");
         };
-        let (_device, face, mut driver) = start(Faulty::new(mem(), plan));
+        let (_device, face, mut driver) = start(Faulty::before(mem(), plan));
         for number in 1..=6 {
             let expected = if number % 2 == 0 { status } else { OK };
             assert_eq!(driver.ask(0, OUT, 0, &[1; 512], 0).status(), expected);
@@ -521,7 +521,7 @@ fn a_stopped_ring_has_given_everything_back() {
     for features in [SPLIT, PACKED] {
         let wait = Duration::from_secs(3600);
         let (mut device, face) = device(
-            Delay::new(mem(), wait, wait),
+            Delay::before(mem(), wait, wait),
             BlkConfig::default(),
             Polling::default(),
         );
@@ -557,7 +557,7 @@ fn a_stopped_ring_has_given_everything_back() {
 #[test]
 fn memory_moves_while_requests_are_in_flight() {
     let wait = Duration::from_millis(2);
-    let disk = Delay::new(mem(), wait, 4 * wait);
+    let disk = Delay::before(mem(), wait, 4 * wait);
     let (mut device, _) = device(disk, BlkConfig::default(), Polling::default());
     let guest = MockBlk::memory(1);
     let mut driver = MockBlk::start(&mut device, guest.clone(), SPLIT, 1, 64, false);
@@ -584,7 +584,7 @@ fn memory_moves_while_requests_are_in_flight() {
 fn a_worker_sleeps_while_the_disk_works() {
     let wait = Duration::from_millis(300);
     for polling in [Polling::Adaptive, Polling::Interrupt] {
-        let disk = Delay::new(mem(), wait, wait);
+        let disk = Delay::before(mem(), wait, wait);
         let workers = BlkWorkers::new(&[0], polling).unwrap();
         let face = Face::new("test", disk, BlkConfig::default());
         let mut device = BlkDevice::new(face, Arc::clone(&workers));

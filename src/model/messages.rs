@@ -176,12 +176,12 @@ pub(super) struct Bounds {
     pub(super) window: u64,
 }
 
+/// A message's bytes, and the file that goes with them.
+pub(super) type Parcel = (Vec<u8>, Option<OwnedFd>);
+
 /// A message of the driver's, as it may reach the front-end, and what goes with it; `None` for a
 /// request of the back-end's, for which there is no channel.
-pub(super) fn outgoing(
-    bytes: Vec<u8>,
-    bounds: Bounds,
-) -> Result<Option<(Vec<u8>, Option<OwnedFd>)>, String> {
+pub(super) fn outgoing(bytes: Vec<u8>, bounds: Bounds) -> Result<Option<Parcel>, String> {
     let header = bytes.first_chunk::<HEADER_LEN>();
     let Some((request, flags, size)) = header.map(Message::parse_header) else {
         return Err(format!("the driver sent a buffer of {} bytes", bytes.len()));
@@ -204,7 +204,7 @@ pub(super) fn outgoing(
 
 /// Adds the buffer that a reply to GET_INFLIGHT_FD promises: whole pages, from the beginning of a
 /// file. One of no bytes promises nothing.
-fn with_buffer(bytes: Vec<u8>, window: u64) -> Result<(Vec<u8>, Option<OwnedFd>), String> {
+fn with_buffer(bytes: Vec<u8>, window: u64) -> Result<Parcel, String> {
     let (header, payload) = bytes.split_at(HEADER_LEN);
     let reply = Reply::parse(&Message {
         request: 31,

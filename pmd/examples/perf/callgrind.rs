@@ -1,12 +1,13 @@
 //! Counting instructions: this program once more, under callgrind.
 //!
-//! Only what [`measured_poll`] calls is counted; [`cell_done`] ends a part of the profile.
+//! Only what [`measured_poll`] and [`measured_poll_queue`] call is counted; [`cell_done`] ends a part of the profile.
 
 use std::hint::black_box;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use vvu_pmd::blk::Queue;
 use vvu_pmd::net::Switch;
 
 /// A round that is counted: callgrind knows this function by its name.
@@ -17,7 +18,14 @@ pub(crate) fn measured_poll(switch: &mut Switch) -> bool {
     black_box(worked)
 }
 
-/// Ends a cell in which so many packets were forwarded. Callgrind ends a part of its profile when
+/// The same of a block device's queue.
+#[inline(never)]
+pub(crate) fn measured_poll_queue(queue: &mut Queue) -> bool {
+    let worked = queue.poll();
+    black_box(worked)
+}
+
+/// Ends a cell in which so many packets were forwarded, or requests served. Callgrind ends a part of its profile when
 /// this returns.
 #[inline(never)]
 pub(crate) fn cell_done(packets: usize) {
@@ -28,8 +36,8 @@ pub(crate) fn cell_done(packets: usize) {
 /// Features that choose among the C library's copies: the plainest, whatever this processor has.
 const TUNABLES: &str = "glibc.cpu.hwcaps=-AVX2,-AVX512F,-AVX512VL,-ERMS,-FSRM";
 
-/// Runs this program with `args` under callgrind. Returns the instructions per packet of each
-/// cell.
+/// Runs this program with `args` under callgrind. Returns the instructions per packet (or
+/// request) of each cell.
 pub(crate) fn count(args: &[&str]) -> anyhow::Result<Vec<f64>> {
     let folder = std::env::temp_dir().join(format!("vvu-perf-{}", std::process::id()));
     std::fs::create_dir(&folder)?;
@@ -57,7 +65,10 @@ fn count_in(folder: &Path, args: &[&str]) -> anyhow::Result<Vec<f64>> {
         let profile = std::fs::read_to_string(format!("{}.{part}", out.display()))
             .with_context(|| format!("callgrind wrote no part {part}"))?;
         let packets: f64 = packets.parse()?;
-        ensure!(packets > 0.0, "cell {part}: no packet was forwarded");
+        ensure!(
+            packets > 0.0,
+            "cell {part}: nothing was forwarded or served"
+        );
         cells.push(total(&profile)? / packets);
     }
     Ok(cells)

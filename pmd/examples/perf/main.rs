@@ -7,8 +7,10 @@ mod front_end;
 mod instructions;
 mod plot;
 mod polling;
+mod requests;
 mod rig;
 mod scaling;
+mod table;
 mod transports;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +27,8 @@ struct Args {
 enum What {
     /// Instructions per packet, counted by callgrind: the same on a busy machine
     Instructions(instructions::Args),
+    /// Instructions per request of a block device, counted in the same way
+    Requests(requests::Args),
     /// Cost per packet from 1 to 64 ports, and from 1 to 65536 addresses
     Scaling(scaling::Args),
     /// Latency and CPU time of each way to poll
@@ -36,6 +40,7 @@ enum What {
 fn main() -> anyhow::Result<()> {
     match Args::parse().what {
         What::Instructions(args) => instructions::run(&args),
+        What::Requests(args) => requests::run(&args),
         What::Scaling(args) => scaling::run(&args),
         What::Polling => polling::run(),
         What::Transports(args) => transports::run(&args),

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vvu::memory::MemTable;
 use vvu::virtio::{DeviceError, RingAreas, RingChange, VirtioDevice, Vring};
 
 use super::net::setup;
 use super::shelf::{self, Key};
-use super::storage::Storage;
+use super::storage::{Storage, deadline};
 use crate::blk::{Face, PrepareError, Prepared, Queue};
 use crate::vring::{Moved, SetupError};
 use crate::wake::{Kicks, Quiet};
@@ -118,14 +119,34 @@ impl BlkDevice {
     }
 
     /// Waits until nothing of queue `index` is in flight, and says so if it takes too long.
-    fn drain(&self, index: u16) -> Result<usize, DeviceError> {
+    fn drain(&self, index: u16, deadline: Instant) -> Result<usize, DeviceError> {
         let worker = self.running(index)?.worker;
-        let left = self.workers.drain(worker, self.key(index), Queue::drain)?;
+        let workers = &self.workers;
+        let left = workers.drain(worker, self.key(index), deadline, Queue::drain)?;
         if left > 0 {
             let disk = self.face.name();
             tracing::error!(disk, ring = index, left, "requests do not end");
         }
         Ok(left)
+    }
+
+    fn stop(&mut self, index: u16, deadline: Instant) -> Result<u32, DeviceError> {
+        let worker = self.running(index)?.worker;
+        let drained = self.drain(index, deadline);
+        self.running.remove(&index);
+        let queue = self.workers.remove(worker, self.key(index))?;
+        let queue = queue.ok_or(DeviceError::RingState {
+            index,
+            state: "not running",
+        })?;
+        queue.stopped();
+        match drained? {
+            0 => Ok(queue.base()),
+            _ => Err(DeviceError::RingState {
+                index,
+                state: "waiting for a disk that does not answer",
+            }),
+        }
     }
 }
 
@@ -238,22 +259,7 @@ impl VirtioDevice for BlkDevice {
     }
 
     fn stop_ring(&mut self, index: u16) -> Result<u32, DeviceError> {
-        let worker = self.running(index)?.worker;
-        let drained = self.drain(index);
-        self.running.remove(&index);
-        let queue = self.workers.remove(worker, self.key(index))?;
-        let queue = queue.ok_or(DeviceError::RingState {
-            index,
-            state: "not running",
-        })?;
-        queue.stopped();
-        match drained? {
-            0 => Ok(queue.base()),
-            _ => Err(DeviceError::RingState {
-                index,
-                state: "waiting for a disk that does not answer",
-            }),
-        }
+        self.stop(index, deadline())
     }
 
     fn set_memory(
@@ -265,10 +271,11 @@ impl VirtioDevice for BlkDevice {
         for (index, areas) in places {
             let Running { size, features, .. } = self.running(index)?;
             let moved = Moved::new(Arc::clone(&memory), areas, size, features);
-            moves.push((index, moved.map_err(setup)?));
+            let lists = Queue::lists(size, &memory);
+            moves.push((index, moved.map_err(setup)?, lists));
         }
         // A running ring without a new place would go on with the old memory.
-        let missing = |index: &&u16| !moves.iter().any(|(moved, _)| moved == *index);
+        let missing = |index: &&u16| !moves.iter().any(|(moved, ..)| moved == *index);
         if let Some(&index) = self.running.keys().find(missing) {
             return Err(DeviceError::RingState {
                 index,
@@ -276,16 +283,16 @@ impl VirtioDevice for BlkDevice {
             });
         }
         // What is in flight has the old memory.
-        let mut stuck = None;
-        for &(index, _) in &moves {
-            if self.drain(index)? > 0 {
+        let (mut stuck, deadline) = (None, deadline());
+        for &(index, ..) in &moves {
+            if self.drain(index, deadline)? > 0 {
                 stuck = Some(index);
             }
         }
-        for (index, moved) in moves {
+        for (index, moved, lists) in moves {
             // The old memory is unmapped on this side.
             drop(self.with(index, move |queue| {
-                let old = stuck.is_none().then(|| queue.set_memory(moved));
+                let old = stuck.is_none().then(|| queue.set_memory(moved, lists));
                 queue.resume();
                 old
             })?);
@@ -301,12 +308,13 @@ impl VirtioDevice for BlkDevice {
 
     fn reset(&mut self) {
         let all: Vec<u16> = self.running.keys().copied().collect();
+        let deadline = deadline();
         // All begin to end before any is waited for.
         for &index in &all {
             let _ = self.with(index, Queue::drain);
         }
         for index in all {
-            if let Err(error) = self.stop_ring(index) {
+            if let Err(error) = self.stop(index, deadline) {
                 tracing::error!(disk = self.face.name(), ring = index, %error, "ring not stopped");
             }
         }

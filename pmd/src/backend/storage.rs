@@ -11,8 +11,13 @@ use crate::stats::{WorkerSnapshot, WorkerStats};
 use crate::wake::Waker;
 use crate::worker::{Polling, Sender, Worker, WorkerError};
 
-/// How long requests in flight may take to end when a ring is stopped.
+/// How long requests in flight may take to end when rings are stopped.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// When whoever begins to wait now for requests in flight has waited for long enough.
+pub(super) fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
 
 /// Time between two looks at them.
 const LOOK: Duration = Duration::from_micros(200);
@@ -125,17 +130,17 @@ impl<Q: Queue> Storage<Q> {
     }
 
     /// Waits until `left`, asked at the worker, says that nothing of a queue is in flight. Returns
-    /// what is left, when it takes too long.
+    /// what is left at `deadline`.
     pub(super) fn drain(
         &self,
         number: usize,
         key: Key,
+        deadline: Instant,
         left: fn(&mut Q) -> usize,
     ) -> Result<usize, DeviceError> {
-        let start = Instant::now();
         loop {
             let left = self.with(number, key, left)?;
-            if left == 0 || start.elapsed() > PATIENCE {
+            if left == 0 || Instant::now() > deadline {
                 return Ok(left);
             }
             std::thread::sleep(LOOK);

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use vvu::memory::{MemTable, Scatter};
 use vvu::notify::{Call, Kick};
 use vvu::virtio::Vring;
 
 use super::face::Face;
 use super::request::{self, Extent, Parsed, Ranges, Status};
-use super::slots::{Slots, Started};
+use super::slots::{self, Slots, Started};
 use super::stats;
 use crate::bdev::{Channel, DiskError, Done, Op, Request};
 use crate::stats::RingState;
@@ -195,9 +196,20 @@ impl Queue {
         self.ring.set_err(err)
     }
 
-    /// Moves the ring to a new memory, when nothing is in flight. Returns the old one.
-    pub fn set_memory(&mut self, moved: Moved) -> Moved {
-        self.ring.set_memory(moved)
+    /// Lists for the requests of a ring of `size` entries in `memory`, for
+    /// [`Queue::set_memory`].
+    pub fn lists(size: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
+        slots::lists(size.min(MAX_DEPTH), memory)
+    }
+
+    /// Moves the ring to a new memory, when nothing is in flight, with [`Queue::lists`] of it.
+    /// Returns the old ones, which keep the old memory mapped.
+    pub fn set_memory(
+        &mut self,
+        moved: Moved,
+        lists: Vec<Box<Scatter>>,
+    ) -> (Moved, Vec<Box<Scatter>>) {
+        (self.ring.set_memory(moved), self.work.slots.renew(lists))
     }
 
     /// Where the ring would go on.

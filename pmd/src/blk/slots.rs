@@ -30,6 +30,12 @@ struct Slot {
     memory: Data,
 }
 
+/// As many empty lists as there are slots, for pieces of `memory`.
+pub(super) fn lists(count: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
+    let list = |_| Box::new(Scatter::of_table(Arc::clone(memory)));
+    (0..count).map(list).collect()
+}
+
 /// All slots of a queue. Nothing is allocated after they were made, but what lists need that are
 /// longer than any before.
 #[derive(Debug)]
@@ -42,12 +48,16 @@ pub(super) struct Slots {
 impl Slots {
     /// `count` slots for a ring of `memory`.
     pub(super) fn new(count: u16, memory: &Arc<MemTable>) -> Self {
-        let spare = || Box::new(Scatter::of_table(Arc::clone(memory)));
         Self {
             slots: (0..count).map(|_| Slot::default()).collect(),
             free: (0..count).rev().collect(),
-            spare: (0..count).map(|_| spare()).collect(),
+            spare: lists(count, memory),
         }
+    }
+
+    /// Other lists for the memory of requests, when nothing is in flight. Returns the old ones.
+    pub(super) fn renew(&mut self, lists: Vec<Box<Scatter>>) -> Vec<Box<Scatter>> {
+        std::mem::replace(&mut self.spare, lists)
     }
 
     /// How many more requests can be in flight.

@@ -13,7 +13,7 @@ use vvu::protocol::{
     VringFd, VringState,
 };
 use vvu_fuzz::front_end::{self, fds};
-use vvu_fuzz::{config_space, model, nbd, ring, scsi, session, vfio_user};
+use vvu_fuzz::{blk, config_space, model, nbd, ring, scsi, session, vfio_user};
 
 /// Address of the front-end's memory in the front-end.
 const USER: u64 = 0x7f00_0000_0000;
@@ -28,6 +28,7 @@ fn main() {
         ("capabilities", spaces()),
         ("config_space", functions()),
         ("offload", offloads()),
+        ("blk", requests()),
         ("ring", rings()),
         ("scsi", commands()),
         ("session", sessions()),
@@ -501,6 +502,49 @@ fn functions() -> Seeds {
         (name.to_owned(), script.0)
     };
     shapes().into_iter().map(seed).collect()
+}
+
+/// Every kind of request, as drivers make them.
+fn requests() -> Seeds {
+    use blk::op;
+    let mut seeds = Seeds::new();
+    for flags in 0..4u8 {
+        let mut script = vec![flags];
+        for kind in [1u8, 0, 4, 8, 11, 13, 14] {
+            let writes = kind == 0 || kind == 8;
+            script.push(op::HEADER);
+            script.extend(0u16.to_le_bytes());
+            script.push(kind);
+            script.extend(8u64.to_le_bytes());
+            // A range, or data.
+            script.push(op::WRITE);
+            script.extend(16u16.to_le_bytes());
+            script.push(16);
+            script.extend((8u128 | 8 << 64).to_le_bytes());
+            let data: Option<(u16, u16)> = match kind {
+                0 => Some((0x1000, 0x8000 | 4096)),
+                1 => Some((0x1000, 4096)),
+                8 => Some((0x1000, 0x8000 | 20)),
+                11 | 13 => Some((16, 16)),
+                _ => None,
+            };
+            script.extend([op::OFFER, 2 + u8::from(data.is_some())]);
+            let mut buffers = vec![(0u16, 16u16)];
+            buffers.extend(data);
+            buffers.push((0x3000, 0x8001));
+            for (place, len) in buffers {
+                script.extend(place.to_le_bytes());
+                script.extend(len.to_le_bytes());
+            }
+            if writes {
+                script.extend([op::CACHE, 0]);
+            }
+            script.push(op::POLL);
+        }
+        script.extend([op::RESIZE, 100, op::POLL]);
+        seeds.push((format!("kinds-{flags}"), script));
+    }
+    seeds
 }
 
 fn rings() -> Seeds {

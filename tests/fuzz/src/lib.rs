@@ -7,6 +7,7 @@
 //! One thread, no clock: the same bytes do the same thing each time. Where the code under test has
 //! threads of its own, what runs on them is called here directly.
 
+pub mod blk;
 pub mod capabilities;
 pub mod config_space;
 mod device;

@@ -7,7 +7,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use vvu::memory::Region;
+use vvu::memory::{Area, Region};
 use vvu::notify::{Call, Kick};
 use vvu::protocol::{FLAG_REPLY, Message, VERSION};
 use vvu::session::{Status, StopSignal, run as run_session};
@@ -156,6 +156,19 @@ impl Transport for Scripted {
         whole: bool,
     ) -> Result<Vec<Region>, TransportError> {
         self.inner.map_memory(regions, attached, whole)
+    }
+
+    fn map_inflight(
+        &mut self,
+        mmap_offset: u64,
+        size: u64,
+        attached: Vec<OwnedFd>,
+    ) -> Result<Area, TransportError> {
+        self.inner.map_inflight(mmap_offset, size, attached)
+    }
+
+    fn send_inflight(&mut self, message: &Message, size: u64) -> Result<(), TransportError> {
+        self.inner.send_inflight(message, size)
     }
 
     fn kick(&mut self, ring: u16, nofd: bool, fds: Vec<OwnedFd>) -> Result<Kick, TransportError> {

@@ -17,7 +17,7 @@ use vvu::memory::Scatter;
 use crate::mempool::Mbuf;
 
 /// How long a ring waits for what is in flight when it is dropped.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the kernel's thread goes on polling for submissions, in milliseconds.
 const SQPOLL_IDLE: u32 = 50;

@@ -77,6 +77,9 @@ pub(super) struct Again {
 impl Again {
     /// From what was in flight, with the counter of each. Also returns the next counter.
     fn new(mut found: Vec<(u64, u16)>) -> (Self, u64) {
+        if !found.is_empty() {
+            tracing::info!(requests = found.len(), "taken again: left in flight");
+        }
         found.sort_unstable();
         let next = found
             .last()
