@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vvu::memory::MemTable;
 use vvu::notify::Call;
@@ -11,13 +12,16 @@ use vvu::virtio::{DeviceError, RingAreas, RingChange, VirtioDevice, Vring};
 
 use super::net::setup;
 use super::shelf::{self, Key, Shelf};
-use super::storage::Storage;
+use super::storage::{Storage, deadline};
 use crate::vring::{Moved, SetupError};
 use crate::wake::{Waker, Watch};
 use crate::worker::Sender;
 
 /// A queue of a storage device, as control sees it.
 pub trait Queue: shelf::Queue + Debug {
+    /// What it has of the memory, made where there is time and dropped there.
+    type Spare: Send + 'static;
+
     /// Takes nothing more until [`Queue::resume`]. Returns how many chains are kept.
     fn drain(&mut self) -> usize;
 
@@ -36,8 +40,11 @@ pub trait Queue: shelf::Queue + Debug {
     /// Another way to report errors. Returns the old one.
     fn set_err(&mut self, err: Call) -> Call;
 
+    /// What keeps memory mapped beside the ring, for a ring of `size` entries in `memory`.
+    fn spare(size: u16, memory: &Arc<MemTable>) -> Self::Spare;
+
     /// Moves the ring to a new memory, when no chains are kept. Returns the old one.
-    fn set_memory(&mut self, moved: Moved) -> Moved;
+    fn set_memory(&mut self, moved: Moved, spare: Self::Spare) -> (Moved, Self::Spare);
 
     /// Where the ring would go on.
     fn base(&self) -> u32;
@@ -164,16 +171,35 @@ impl<F: Front> StorageDevice<F> {
     }
 
     /// Waits until nothing of queue `index` is in flight, and says so if it takes too long.
-    fn drain(&self, index: u16) -> Result<usize, DeviceError> {
-        let worker = self.running(index)?.worker;
-        let left = self
-            .workers
-            .drain(worker, self.key(index), <F::Queue as Queue>::drain)?;
+    fn drain(&self, index: u16, deadline: Instant) -> Result<usize, DeviceError> {
+        let (worker, key) = (self.running(index)?.worker, self.key(index));
+        let drain = <F::Queue as Queue>::drain;
+        let left = self.workers.drain(worker, key, deadline, drain)?;
         if left > 0 {
             let device = self.face.name();
             tracing::error!(device, ring = index, left, "requests do not end");
         }
         Ok(left)
+    }
+
+    fn stop(&mut self, index: u16, deadline: Instant) -> Result<u32, DeviceError> {
+        let worker = self.running(index)?.worker;
+        let drained = self.drain(index, deadline);
+        self.running.remove(&index);
+        let queue = self.workers.remove(worker, self.key(index))?;
+        self.face.connect(index, None);
+        let queue = queue.ok_or(DeviceError::RingState {
+            index,
+            state: "not running",
+        })?;
+        queue.stopped();
+        match drained? {
+            0 => Ok(queue.base()),
+            _ => Err(DeviceError::RingState {
+                index,
+                state: "waiting for a disk that does not answer",
+            }),
+        }
     }
 }
 
@@ -290,23 +316,7 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
     }
 
     fn stop_ring(&mut self, index: u16) -> Result<u32, DeviceError> {
-        let worker = self.running(index)?.worker;
-        let drained = self.drain(index);
-        self.running.remove(&index);
-        let queue = self.workers.remove(worker, self.key(index))?;
-        self.face.connect(index, None);
-        let queue = queue.ok_or(DeviceError::RingState {
-            index,
-            state: "not running",
-        })?;
-        queue.stopped();
-        match drained? {
-            0 => Ok(queue.base()),
-            _ => Err(DeviceError::RingState {
-                index,
-                state: "waiting for a disk that does not answer",
-            }),
-        }
+        self.stop(index, deadline())
     }
 
     fn set_memory(
@@ -318,10 +328,11 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
         for (index, areas) in places {
             let Running { size, features, .. } = self.running(index)?;
             let moved = Moved::new(Arc::clone(&memory), areas, size, features);
-            moves.push((index, moved.map_err(setup)?));
+            let spare = F::Queue::spare(size, &memory);
+            moves.push((index, moved.map_err(setup)?, spare));
         }
         // A running ring without a new place would go on with the old memory.
-        let missing = |index: &&u16| !moves.iter().any(|(moved, _)| moved == *index);
+        let missing = |index: &&u16| !moves.iter().any(|(moved, ..)| moved == *index);
         if let Some(&index) = self.running.keys().find(missing) {
             return Err(DeviceError::RingState {
                 index,
@@ -329,16 +340,16 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
             });
         }
         // What is in flight has the old memory.
-        let mut stuck = None;
-        for &(index, _) in &moves {
-            if self.drain(index)? > 0 {
+        let (mut stuck, deadline) = (None, deadline());
+        for &(index, ..) in &moves {
+            if self.drain(index, deadline)? > 0 {
                 stuck = Some(index);
             }
         }
-        for (index, moved) in moves {
+        for (index, moved, spare) in moves {
             // The old memory is unmapped on this side.
             drop(self.with(index, move |queue| {
-                let old = stuck.is_none().then(|| queue.set_memory(moved));
+                let old = stuck.is_none().then(|| queue.set_memory(moved, spare));
                 queue.resume();
                 old
             })?);
@@ -354,12 +365,13 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
 
     fn reset(&mut self) {
         let all: Vec<u16> = self.running.keys().copied().collect();
+        let deadline = deadline();
         // All begin to end before any is waited for.
         for &index in &all {
             let _ = self.with(index, <F::Queue as Queue>::drain);
         }
         for index in all {
-            if let Err(error) = self.stop_ring(index) {
+            if let Err(error) = self.stop(index, deadline) {
                 tracing::error!(device = self.face.name(), ring = index, %error, "ring not stopped");
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use vvu::memory::MemTable;
 use vvu::notify::Call;
 use vvu::virtio::{DeviceError, Vring};
 
@@ -100,6 +101,8 @@ impl shelf::Queue for Queue {
 }
 
 impl device::Queue for Queue {
+    type Spare = ();
+
     fn drain(&mut self) -> usize {
         Self::drain(self)
     }
@@ -124,8 +127,10 @@ impl device::Queue for Queue {
         Self::set_err(self, err)
     }
 
-    fn set_memory(&mut self, moved: Moved) -> Moved {
-        Self::set_memory(self, moved)
+    fn spare(_size: u16, _memory: &Arc<MemTable>) {}
+
+    fn set_memory(&mut self, moved: Moved, (): ()) -> (Moved, ()) {
+        (Self::set_memory(self, moved), ())
     }
 
     fn base(&self) -> u32 {
