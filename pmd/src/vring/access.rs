@@ -8,7 +8,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use vvu::memory::Area;
+use vvu::memory::{Area, copy};
 use vvu::virtio::RingAreas;
 
 use super::SetupError;
@@ -40,6 +40,12 @@ impl Part {
         NonNull::new(area.slice().ptr_guard_mut().as_ptr())
             .map(Self)
             .ok_or(error)
+    }
+
+    /// Says that what is at `offset` will be written soon.
+    #[inline]
+    fn prefetch_write(self, offset: usize) {
+        copy::prefetch_write(self.at(offset));
     }
 
     /// A place in the part, as an atomic integer's address.
@@ -183,6 +189,12 @@ impl SplitMem {
         length.store(len.to_le(), Ordering::Relaxed);
     }
 
+    /// Says that the entry in place `index` (modulo size) of the used ring will be written soon.
+    #[inline]
+    pub(super) fn prefetch_used(&self, index: u16) {
+        self.used.prefetch_write(4 + 8 * self.slot(index));
+    }
+
     /// Sets avail_event. Only for rings made with `event_idx`.
     pub(super) fn set_avail_event(&self, index: u16) {
         let offset = 4 + 8 * usize::from(self.size);
@@ -254,6 +266,12 @@ impl PackedMem {
         let (addr, rest) = self.halves(index)?;
         let rest = u64::from_le(rest.load(Ordering::Acquire));
         Some((u64::from_le(addr.load(Ordering::Relaxed)), rest))
+    }
+
+    /// Says that descriptor `index` will be written soon.
+    #[inline]
+    pub(super) fn prefetch(&self, index: u16) {
+        self.desc.prefetch_write(DESC * usize::from(index));
     }
 
     /// Writes length, id and flags of descriptor `index`, which the driver does not look at yet.
