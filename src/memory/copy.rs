@@ -15,7 +15,11 @@ use vm_memory::VolatileSlice;
 pub const SMALL: usize = 128;
 
 /// One wide move.
-type Wide = [u8; 16];
+#[cfg(target_arch = "x86_64")]
+type Wide = std::arch::x86_64::__m128i;
+/// One wide move.
+#[cfg(not(target_arch = "x86_64"))]
+type Wide = [u64; 2];
 
 /// Copies bytes from `offset` on into private memory, as many as both hold, and returns how many.
 /// What is read is read once: nothing written to `from` later shows in `into`.
@@ -55,20 +59,29 @@ pub fn read_array<const N: usize>(from: VolatileSlice<'_>) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// Writes all of `bytes` at the beginning of `to`; false, and nothing done, if they do not fit.
+/// Writes all of `bytes` at `offset` in `to`; false, and nothing done, if they do not fit.
 #[inline]
-pub fn write_array<const N: usize>(bytes: [u8; N], to: VolatileSlice<'_>) -> bool {
-    if to.len() < N {
+pub fn write_array_at<const N: usize>(
+    bytes: [u8; N],
+    to: VolatileSlice<'_>,
+    offset: usize,
+) -> bool {
+    if to.len().checked_sub(N).is_none_or(|last| offset > last) {
         return false;
     }
-    // SAFETY: `to` is mapped for its lifetime and has N bytes; an array of bytes may be anywhere.
+    // SAFETY: `to` is mapped for its lifetime and has N bytes from `offset` on; an array of bytes
+    // may be anywhere.
     unsafe {
-        to.ptr_guard_mut()
-            .as_ptr()
-            .cast::<[u8; N]>()
-            .write_unaligned(bytes)
+        let place = to.ptr_guard_mut().as_ptr().add(offset);
+        place.cast::<[u8; N]>().write_unaligned(bytes)
     };
     true
+}
+
+/// [`write_array_at`] the beginning.
+#[inline]
+pub fn write_array<const N: usize>(bytes: [u8; N], to: VolatileSlice<'_>) -> bool {
+    write_array_at(bytes, to, 0)
 }
 
 /// Copies private bytes to `offset` in shared memory, as many as there is room for, and returns how
@@ -111,34 +124,51 @@ pub fn across(from: VolatileSlice<'_>, to: VolatileSlice<'_>) -> usize {
     across_at(from, to, 0)
 }
 
-/// Says that the first bytes of `place` will be wanted soon.
+/// Says that the bytes at `place` will be wanted soon.
 #[inline]
-pub fn prefetch(place: VolatileSlice<'_>) {
+pub fn prefetch(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; it accesses nothing and cannot fault.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(place.ptr_guard().as_ptr().cast());
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
 }
 
-/// Says that the first bytes of `place` will be written soon.
+/// Says that the bytes at `place` will be written soon.
 #[inline]
-pub fn prefetch_write(place: VolatileSlice<'_>) {
+pub fn prefetch_write(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; it accesses nothing and cannot fault. Processors that do not know it take it
     // for a no-operation.
     unsafe {
         std::arch::asm!(
             "prefetchw [{}]",
-            in(reg) place.ptr_guard().as_ptr(),
+            in(reg) place,
             options(nostack, preserves_flags, readonly),
         );
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
+}
+
+/// Moves the first and the last pieces of so many bytes, which may be the same: piece `$n` from the
+/// beginning and from the end. They have names, because in an array they would be kept in memory
+/// between load and store.
+macro_rules! ends {
+    ($from:ident, $to:ident, $len:ident, $piece:ty, $($first:ident $last:ident $n:literal),+) => {{
+        let size = size_of::<$piece>();
+        $(
+            let $first = $from.add($n * size).cast::<$piece>().read_unaligned();
+            let $last = $from.add($len - ($n + 1) * size).cast::<$piece>().read_unaligned();
+        )+
+        $(
+            $to.add($n * size).cast::<$piece>().write_unaligned($first);
+            $to.add($len - ($n + 1) * size).cast::<$piece>().write_unaligned($last);
+        )+
+    }};
 }
 
 /// Copies `len` bytes as if through a buffer of their own.
@@ -156,17 +186,17 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         // The most frequent first.
         if len > 32 {
             if len <= 64 {
-                ends::<Wide, 2>(from, to, len);
+                ends!(from, to, len, Wide, a b 0, c d 1);
             } else if len <= SMALL {
-                ends::<Wide, 4>(from, to, len);
+                ends!(from, to, len, Wide, a b 0, c d 1, e f 2, g h 3);
             } else {
                 ptr::copy(from, to, len);
             }
         } else if len > 8 {
             if len <= 16 {
-                ends::<[u8; 8], 1>(from, to, len);
+                ends!(from, to, len, u64, a b 0);
             } else {
-                ends::<Wide, 1>(from, to, len);
+                ends!(from, to, len, Wide, a b 0);
             }
         } else {
             match len {
@@ -177,26 +207,9 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
                     *to.add(len / 2) = middle;
                     *to.add(len - 1) = last;
                 }
-                _ => ends::<[u8; 4], 1>(from, to, len),
+                _ => ends!(from, to, len, u32, a b 0),
             }
         }
-    }
-}
-
-/// Moves the first and the last `N` pieces of `len` bytes.
-///
-/// # Safety
-///
-/// As for [`copy`], and `N` pieces are at most `len` bytes.
-#[inline]
-unsafe fn ends<T: Copy, const N: usize>(from: *const u8, to: *mut u8, len: usize) {
-    let back = len - N * size_of::<T>();
-    // SAFETY: both ranges lie in [0, len) by what the caller promises.
-    unsafe {
-        let first = from.cast::<[T; N]>().read_unaligned();
-        let last = from.add(back).cast::<[T; N]>().read_unaligned();
-        to.cast::<[T; N]>().write_unaligned(first);
-        to.add(back).cast::<[T; N]>().write_unaligned(last);
     }
 }
 
@@ -229,8 +242,8 @@ mod tests {
                 let mut there = vec![0xee; len + 2];
                 let from = VolatileSlice::from(&mut source[offset..]);
                 let to = VolatileSlice::from(&mut there[1..=len]);
-                prefetch(from);
-                prefetch_write(to);
+                prefetch(ptr::null());
+                prefetch_write(ptr::null());
                 assert_eq!(read_array::<4>(from).is_some(), from.len() >= 4);
                 assert_eq!(across(from, to), len);
                 assert_eq!(there[1..=len], wanted);
@@ -258,6 +271,12 @@ mod tests {
         assert!(write_array([7; 8], VolatileSlice::from(&mut one[..])));
         assert!(!write_array([9; 9], VolatileSlice::from(&mut one[..])));
         assert_eq!(one, [7; 8]);
+        let there = VolatileSlice::from(&mut one[..]);
+        assert!(write_array_at([5; 2], there, 6));
+        for offset in [7, 8, 9, usize::MAX] {
+            assert!(!write_array_at([6; 2], there, offset));
+        }
+        assert_eq!(one, [7, 7, 7, 7, 7, 7, 5, 5]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use vvu::memory::{VolatileSlice, copy};
 
-use super::burst::{BURST, Burst, Edit, Heads, PLAIN, Pick};
+use super::burst::{BURST, Burst, Edit, Head, Heads, PLAIN, Pick};
 use super::offload::{self, Offload};
 use super::rings::{RingKind, Rings};
 use super::scratch::{Scratch, Shown};
@@ -341,8 +341,8 @@ impl VhostTx {
     }
 }
 
-/// Puts frames into the next chains of a ring.
-#[inline]
+/// Puts frames into the next chains of a ring. Not inlined, as [`receive`].
+#[inline(never)]
 fn send<F: Format>(
     ring: &mut RingOf<F>,
     kind: RingKind,
@@ -351,17 +351,21 @@ fn send<F: Format>(
     scratch: &mut Scratch,
     sent: &mut Sent,
 ) {
+    ring.expect(picks.len());
     ring.take_burst(picks.len());
     let mut next = 0;
     loop {
         // Most frames fill one buffer each.
+        let (before, mut bytes) = (next, 0);
         ring.fill_each(|room| {
             let filled = fill(room, &kind, burst, picks.get(next)?)?;
             next += 1;
-            sent.packets += 1;
-            sent.bytes += filled as u64 - kind.header as u64;
+            bytes += u64::from(filled);
             Some(filled)
         });
+        let frames = (next - before) as u64;
+        sent.packets += frames;
+        sent.bytes += bytes - frames * kind.header as u64;
         let Some(pick) = picks.get(next) else {
             break;
         };
@@ -382,21 +386,30 @@ fn fill(room: VolatileSlice<'_>, kind: &RingKind, burst: &Burst<'_>, pick: &Pick
         return None;
     }
     // Where the header is shorter, the frame begins inside it.
-    copy::write_array(header(head.offload(), 1), room);
-    let mut at = kind.header + copy::write_at(head.bytes(), room, kind.header);
+    if head.offload().is_none() {
+        copy::write_array(ONE_PLAIN, room);
+    } else {
+        copy::write_array(header(head.offload(), 1), room);
+    }
+    let at = kind.header + copy::write_at(head.bytes(), room, kind.header);
     if swap {
-        copy::write_at(&head.swapped_addresses(), room, kind.header);
+        copy::write_array_at(head.swapped_addresses(), room, kind.header);
     }
     if at < all {
-        if let Some(body) = burst.body_whole(head) {
-            copy::across_at(body, room, at);
-        } else {
-            burst
-                .body(head)
-                .for_each(|piece| at += copy::across_at(piece, room, at));
-        }
+        fill_body(room, at, burst, head);
     }
     Some(all as u32)
+}
+
+/// Puts what follows a frame's head to `at` in `room`.
+#[inline(never)]
+fn fill_body(room: VolatileSlice<'_>, mut at: usize, burst: &Burst<'_>, head: &Head) {
+    if let Some(body) = burst.body_whole(head) {
+        copy::across_at(body, room, at);
+    } else {
+        let body = burst.body(head);
+        body.for_each(|piece| at += copy::across_at(piece, room, at));
+    }
 }
 
 /// Sends a frame that has to be changed, or that goes into several buffers, or nowhere.
@@ -454,6 +467,9 @@ pub(super) fn put<F: Format>(
         Fit::Small => sent.small += 1,
     }
 }
+
+/// The header of a frame in one buffer that asks for nothing.
+const ONE_PLAIN: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
 /// The header of a frame (5.1.6). Rings without num_buffers use the first 10 bytes.
 #[inline]

@@ -9,7 +9,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use vvu::memory::Area;
+use vvu::memory::{Area, copy};
 use vvu::virtio::RingAreas;
 
 use super::SetupError;
@@ -48,6 +48,12 @@ impl Part {
         NonNull::new(area.slice().ptr_guard_mut().as_ptr())
             .map(Self)
             .ok_or(error)
+    }
+
+    /// Says that what is at `offset` will be written soon.
+    #[inline]
+    fn prefetch_write(self, offset: usize) {
+        copy::prefetch_write(self.at(offset));
     }
 
     /// A place in the part, as an atomic integer's address.
@@ -195,6 +201,12 @@ impl SplitMem {
         length.store(len.to_le(), Ordering::Relaxed);
     }
 
+    /// Says that the entry in place `index` (modulo size) of the used ring will be written soon.
+    #[inline]
+    pub(super) fn prefetch_used(&self, index: u16) {
+        self.used.prefetch_write(4 + 8 * self.slot(index));
+    }
+
     /// Sets avail_event. Only for rings made with `event_idx`.
     pub(super) fn set_avail_event(&self, index: u16) {
         about_to_store();
@@ -267,6 +279,12 @@ impl PackedMem {
         let (addr, rest) = self.halves(index)?;
         let rest = u64::from_le(rest.load(Ordering::Acquire));
         Some((u64::from_le(addr.load(Ordering::Relaxed)), rest))
+    }
+
+    /// Says that descriptor `index` will be written soon.
+    #[inline]
+    pub(super) fn prefetch(&self, index: u16) {
+        self.desc.prefetch_write(DESC * usize::from(index));
     }
 
     /// Writes length, id and flags of descriptor `index`, which the driver does not look at yet.

@@ -32,6 +32,9 @@ pub(super) const WRITE: u16 = 2;
 /// VIRTQ_DESC_F_INDIRECT.
 pub(super) const INDIRECT: u16 = 4;
 
+/// What makes a descriptor one of several, or not the bytes themselves.
+pub(super) const LINKED: u16 = NEXT | INDIRECT;
+
 /// One descriptor of either format, as a private copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Desc {
@@ -165,17 +168,6 @@ impl Taken {
         all.get(all.len().saturating_sub(chains)..).unwrap_or(&[])
     }
 
-    /// The next chain to be given back counts as given back.
-    #[inline]
-    pub(super) fn pop(&mut self) -> Option<Chain> {
-        if self.used == self.len {
-            return None;
-        }
-        let chain = *self.list.get(self.used)?;
-        self.used += 1;
-        Some(chain)
-    }
-
     /// The next `chains` count as given back.
     #[inline]
     pub(super) fn skip(&mut self, chains: usize) {
@@ -260,36 +252,34 @@ impl Taken {
         MAX_CHAINS - self.len
     }
 
-    /// Adds a chain of one descriptor of the ring itself whose bytes are where the last ones were.
-    /// False, and nothing done, if that is not so.
+    /// Adds up to `most` chains of one descriptor of the ring itself, all `writable` or none:
+    /// `next` has their ids, addresses and lengths, the first of them for 0. Returns how many
+    /// there were before the end, or before one whose bytes are elsewhere than the last ones.
     #[inline]
-    pub(super) fn add_simple(&mut self, id: u16, desc: Desc) -> bool {
-        let first = self.pieces.len();
-        let Some(place) = self.list.get_mut(self.len) else {
-            return false;
-        };
-        let writable = desc.flags & WRITE != 0;
-        if desc.flags & (NEXT | INDIRECT) != 0
-            || !self.pieces.add_near(desc.addr, desc.len, writable)
-        {
-            return false;
-        }
-        let (read_len, write_len) = if writable {
-            (0, desc.len)
-        } else {
-            (desc.len, 0)
-        };
-        *place = Chain {
-            id,
-            slots: 1,
-            readable: u16::from(!writable),
-            writable: u16::from(writable),
-            first: first as u32,
-            read_len,
-            write_len,
-        };
-        self.len += 1;
-        true
+    pub(super) fn add_simple(
+        &mut self,
+        most: usize,
+        writable: bool,
+        mut next: impl FnMut(usize) -> Option<(u16, u64, u32)>,
+    ) -> usize {
+        let first = self.pieces.len() as u32;
+        let places = self.list.get_mut(self.len..).unwrap_or(&mut []);
+        let most = most.min(places.len());
+        let added = self.pieces.add_near(most, writable, |n| {
+            let (id, addr, len) = next(n)?;
+            *places.get_mut(n)? = Chain {
+                id,
+                slots: 1,
+                readable: u16::from(!writable),
+                writable: u16::from(writable),
+                first: first + n as u32,
+                read_len: if writable { 0 } else { len },
+                write_len: if writable { len } else { 0 },
+            };
+            Some((addr, len))
+        });
+        self.len += added;
+        added
     }
 
     /// Begins a chain, if the longest one possible still fits.
@@ -352,7 +342,8 @@ impl Walk<'_> {
             if pieces.len() - self.chain.first as usize >= MAX_CHAIN {
                 return Err(too_long);
             }
-            if pieces.add_near(addr, left as u32, writable) {
+            let rest = (addr, left as u32);
+            if pieces.add_near(1, writable, |_| Some(rest)) == 1 {
                 *count += 1;
                 return Ok(());
             }

@@ -36,19 +36,23 @@ pub(crate) trait Format: Sized {
     /// Notes, if book is kept, that `chain` goes back when the driver is shown something next.
     fn note_used(&mut self, chain: &Chain);
 
+    /// Says that the next `chains` will be taken, written and given back soon.
+    fn expect(&self, chains: usize);
+
     /// Takes up to `max` chains more and returns how many.
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed>;
 
     /// Takes back that `chains`, the last ones, were taken.
     fn untake(&mut self, chains: &[Chain]);
 
-    /// Gives back `chain`, `len` bytes of it written, unpublished.
-    fn give_back(&mut self, chain: &Chain, len: u32);
+    /// Gives back `chains`, unpublished, as long as `written` says how many bytes of one were
+    /// written. Returns how many were given back.
+    fn give_back(&mut self, chains: &[Chain], written: impl FnMut(&Chain) -> Option<u32>) -> usize;
 
     /// Gives back `chains`, nothing of them written, unpublished.
     fn give_back_read(&mut self, chains: &[Chain]);
 
-    /// Chains given back since the driver was shown something.
+    /// Entries of the ring that were given back since the driver was shown something.
     fn unpublished(&self) -> u16;
 
     /// Shows the driver what was given back. False if there was nothing.

@@ -7,7 +7,7 @@ use vvu::memory::Area;
 use vvu::virtio::RingAreas;
 
 use super::access::PackedMem;
-use super::chain::{Chain, Desc, INDIRECT, MAX_CHAIN, NEXT, Taken, WRITE, Walk};
+use super::chain::{Chain, Desc, INDIRECT, LINKED, MAX_CHAIN, NEXT, Taken, WRITE, Walk};
 use super::format::{Failed, Format, crossed};
 use super::inflight::{PackedBook, Place};
 use super::{RingError, SetupError, feature};
@@ -72,10 +72,27 @@ impl Cursor {
         self.index -= slots;
     }
 
+    /// Slots from `behind` to here; at most once round.
+    #[inline]
+    fn ahead_of(self, behind: Self, size: u16) -> u16 {
+        let slots = self.index.wrapping_sub(behind.index);
+        if self.wrap == behind.wrap {
+            slots
+        } else {
+            slots.wrapping_add(size)
+        }
+    }
+
+    /// Which of the flags [`AVAIL`] and [`USED`] the driver sets here to make a descriptor available.
+    #[inline]
+    fn available(self) -> u16 {
+        if self.wrap { AVAIL } else { USED }
+    }
+
     /// Whether flags found here mean that the driver made the descriptor available.
     #[inline]
     fn is_available(self, flags: u16) -> bool {
-        flags & (AVAIL | USED) == if self.wrap { AVAIL } else { USED }
+        flags & (AVAIL | USED) == self.available()
     }
 }
 
@@ -88,12 +105,12 @@ pub(crate) struct Packed {
     in_order: bool,
     avail: Cursor,
     used: Cursor,
-    /// The first descriptor given back that the driver cannot see: its index, length, id and flags.
-    /// As long as it is missing, the driver does not look at those behind it.
-    held: Option<(u16, u64)>,
-    /// Chains given back behind it, itself included.
-    unpublished: u16,
-    /// Slots used since the last decision on a call; `None` until the first one, which is always
+    /// The first descriptor given back that the driver cannot see, unless it is `used`. As long as
+    /// it is missing, the driver does not look at those behind it.
+    shown: Cursor,
+    /// Its length, id and flags.
+    held: u64,
+    /// Slots shown since the last decision on a call; `None` until the first one, which is always
     /// in favour because nothing is known of what the driver was told before.
     since_call: Option<u16>,
     /// What is in flight, if that is to outlive us.
@@ -115,31 +132,39 @@ impl Packed {
     /// the end or another one.
     #[inline]
     fn take_simple(&mut self, most: usize, taken: &mut Taken) -> usize {
-        let mut place = self.avail;
         let mut done = 0;
-        while done < most
-            && let Some(halves) = self.mem.desc(place.index)
-            && let desc = Desc::packed(halves)
-            && place.is_available(desc.flags)
-            && taken.add_simple(desc.link, desc)
-        {
-            place.forward(1, self.mem.size());
-            done += 1;
+        loop {
+            // Up to the end of the ring: there the flags that mean available change.
+            let Cursor { index, .. } = self.avail;
+            let run = (most - done).min(usize::from(self.mem.size() - index));
+            let added = self.take_run(run, taken);
+            self.avail.forward(added as u16, self.mem.size());
+            done += added;
+            if added < run || done == most {
+                return done;
+            }
         }
-        self.avail = place;
-        done
+    }
+
+    /// The same without the cursor, before the end of the ring, all to be read or all to be written.
+    #[inline]
+    fn take_run(&self, most: usize, taken: &mut Taken) -> usize {
+        let Cursor { index, .. } = self.avail;
+        let available = self.avail.available();
+        let at = |n: u16| self.mem.desc(index + n).map(Desc::packed);
+        if at(0).is_some_and(|desc| desc.flags & WRITE != 0) {
+            let flags = available | WRITE;
+            taken.add_simple(most, true, |n| simple(at(n as u16)?, flags))
+        } else {
+            taken.add_simple(most, false, |n| simple(at(n as u16)?, available))
+        }
     }
 
     /// Descriptors that the driver may still make available: those not taken, or given back.
     #[inline]
     fn left(&self) -> u16 {
-        let taken = self.avail.index.wrapping_sub(self.used.index);
-        if self.avail.wrap == self.used.wrap {
-            self.mem.size() - taken
-        } else {
-            // The cursor is ahead by a round.
-            0u16.wrapping_sub(taken)
-        }
+        let size = self.mem.size();
+        size - self.avail.ahead_of(self.used, size)
     }
 
     /// Takes the next chain, of whatever form. False if there is none, or no room for one as long
@@ -217,22 +242,25 @@ impl Packed {
         }
     }
 
-    /// Gives back `slots` descriptors with one entry.
+    /// Gives back the buffer `id`, `len` bytes of it written, with an entry at `place` (2.8.4).
     #[inline]
-    fn put(&mut self, id: u16, len: u32, written: bool, slots: u16) {
-        let mut flags = if self.used.wrap { AVAIL | USED } else { 0 };
-        flags |= if written { WRITE } else { 0 };
+    fn put(&mut self, place: Cursor, id: u16, len: u32) {
+        let mut flags = if place.wrap { AVAIL | USED } else { 0 };
+        flags |= if len > 0 { WRITE } else { 0 };
         let rest = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
-        if self.held.is_none() {
-            self.held = Some((self.used.index, rest));
+        if place == self.shown {
+            self.held = rest;
         } else {
-            self.mem.set_rest(self.used.index, rest);
-        }
-        self.used.forward(slots, self.mem.size());
-        if let Some(since) = &mut self.since_call {
-            *since = since.saturating_add(slots);
+            self.mem.set_rest(place.index, rest);
         }
     }
+}
+
+/// Id, address and length of a chain of one descriptor, if it is one with these flags.
+#[inline]
+fn simple(desc: Desc, flags: u16) -> Option<(u16, u64, u32)> {
+    let found = desc.flags & (AVAIL | USED | LINKED | WRITE);
+    (found == flags).then_some((desc.link, desc.addr, desc.len))
 }
 
 /// Descriptors of the indirect table that `outer` names: all of them, in order (2.8.7).
@@ -322,14 +350,27 @@ impl Format for Packed {
             in_order: features & feature::IN_ORDER != 0,
             avail: next,
             used,
-            held: None,
-            unpublished: 0,
+            shown: used,
+            held: 0,
             since_call: None,
             book,
         };
         this.hide_unpublished(used, next);
         this.disable_kicks();
         Ok(this)
+    }
+
+    #[inline]
+    fn expect(&self, chains: usize) {
+        let size = self.mem.size();
+        let mut index = self.avail.index;
+        for _ in 0..chains.div_ceil(4) {
+            self.mem.prefetch(index);
+            index += 4;
+            if index >= size {
+                index -= size;
+            }
+        }
     }
 
     #[inline]
@@ -413,44 +454,61 @@ impl Format for Packed {
     }
 
     #[inline]
-    fn give_back(&mut self, chain: &Chain, len: u32) {
-        self.unpublished += 1;
-        self.put(chain.id(), len, chain.write_len() > 0, chain.slots());
+    fn give_back(
+        &mut self,
+        chains: &[Chain],
+        mut written: impl FnMut(&Chain) -> Option<u32>,
+    ) -> usize {
+        let size = self.mem.size();
+        let mut place = self.used;
+        let mut done = 0;
+        for chain in chains {
+            let Some(len) = written(chain) else {
+                break;
+            };
+            self.put(place, chain.id(), len);
+            place.forward(chain.slots(), size);
+            done += 1;
+        }
+        self.used = place;
+        done
     }
 
     #[inline]
     fn give_back_read(&mut self, chains: &[Chain]) {
         if !self.in_order {
-            for chain in chains {
-                self.give_back(chain, 0);
-            }
+            self.give_back(chains, |_| Some(0));
         } else if let Some(last) = chains.last() {
             // One entry, which names the last chain, is enough for all (2.8.9).
             let slots = chains.iter().map(Chain::slots).sum();
-            self.unpublished += chains.len() as u16;
-            self.put(last.id(), 0, false, slots);
+            self.put(self.used, last.id(), 0);
+            self.used.forward(slots, self.mem.size());
         }
     }
 
     #[inline]
     fn unpublished(&self) -> u16 {
-        self.unpublished
+        self.used.ahead_of(self.shown, self.mem.size())
     }
 
     #[inline]
     fn publish(&mut self) -> bool {
-        let Some((index, rest)) = self.held.take() else {
+        let slots = self.unpublished();
+        if slots == 0 {
             return false;
-        };
+        }
         match &mut self.book {
-            None => self.mem.publish_rest(index, rest),
+            None => self.mem.publish_rest(self.shown.index, self.held),
             Some(book) => {
                 book.before_publish(self.used.place());
-                self.mem.publish_rest(index, rest);
+                self.mem.publish_rest(self.shown.index, self.held);
                 book.after_publish();
             }
         }
-        self.unpublished = 0;
+        self.shown = self.used;
+        if let Some(since) = &mut self.since_call {
+            *since = since.saturating_add(slots);
+        }
         true
     }
 

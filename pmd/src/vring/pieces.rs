@@ -12,6 +12,9 @@ use vvu::memory::{MemTable, Scatter, VolatileSlice, copy};
 /// Most pieces of the chains of one burst.
 pub(super) const MAX_PIECES: usize = 2048;
 
+/// Bytes of a line of a cache.
+const LINE: usize = 64;
+
 /// A piece of a front-end's memory with its lifetime erased.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
@@ -81,33 +84,47 @@ impl Pieces {
         self.len = self.len.min(len);
     }
 
-    /// Adds the `len` bytes at guest address `addr`, if they are where bytes were found last, and
-    /// says so. Tells the processor that they will be wanted.
+    /// Adds the bytes that `next` names, up to `most` times, as long as it does and they are where
+    /// bytes were found last: addresses and lengths, the first of them for 0. Returns how many
+    /// were added. Tells the processor that they will be wanted, for writing if `writable`.
     #[inline]
-    pub(super) fn add_near(&mut self, addr: u64, len: u32, writable: bool) -> bool {
-        let len = u64::from(len);
-        let offset = addr.wrapping_sub(self.recent.guest_addr);
-        let inside = offset < self.recent.len && len <= self.recent.len - offset;
-        let Some(place) = self.list.get_mut(self.len) else {
-            return false;
-        };
-        if !inside || len == 0 {
-            return false;
+    pub(super) fn add_near(
+        &mut self,
+        most: usize,
+        writable: bool,
+        mut next: impl FnMut(usize) -> Option<(u64, u32)>,
+    ) -> usize {
+        let recent = self.recent;
+        let end = self.list.len().min(self.len.saturating_add(most));
+        let mut added = 0;
+        for place in self.list.get_mut(self.len..end).unwrap_or(&mut []) {
+            let Some((addr, len)) = next(added) else {
+                break;
+            };
+            let offset = addr.wrapping_sub(recent.guest_addr);
+            let Some(last) = recent.len.checked_sub(u64::from(len)) else {
+                break;
+            };
+            if offset > last || len == 0 {
+                break;
+            }
+            // SAFETY: offset + len is at most recent.len and len is not zero, so offset is less
+            // than recent.len, the number of bytes mapped at recent.start.
+            let start = unsafe { recent.start.add(offset as usize) };
+            let first = start.as_ptr().cast_const();
+            if writable {
+                // The header of a frame often has a line by itself.
+                copy::prefetch_write(first);
+                copy::prefetch_write(first.wrapping_add(LINE));
+            } else {
+                copy::prefetch(first);
+            }
+            let len = len as usize;
+            *place = Piece { start, len };
+            added += 1;
         }
-        // SAFETY: offset < recent.len, the number of bytes mapped at recent.start.
-        let start = unsafe { self.recent.start.add(offset as usize) };
-        let piece = Piece {
-            start,
-            len: len as usize,
-        };
-        *place = piece;
-        self.len += 1;
-        if writable {
-            copy::prefetch_write(self.slice(&piece));
-        } else {
-            copy::prefetch(self.slice(&piece));
-        }
-        true
+        self.len += added;
+        added
     }
 
     /// Adds as many of the `len` bytes at guest address `addr` as are in one region, and returns
@@ -165,8 +182,9 @@ impl Pieces {
     #[inline]
     fn slice(&self, piece: &Piece) -> VolatileSlice<'_> {
         // SAFETY: `piece` is one of the first `len` of our list, or a part of one (every caller has
-        // it from `all` or has just put it there), so its bytes were cut from a mapping that `memory` keeps, and neither `replace` nor a drop can happen while we are borrowed; everybody
-        // reaches those bytes through VolatileSlice.
+        // it from `all` or has just put it there), so its bytes were cut from a mapping that
+        // `memory` keeps, and neither `replace` nor a drop can happen while we are borrowed;
+        // everybody reaches those bytes through VolatileSlice.
         unsafe { VolatileSlice::new(piece.start.as_ptr(), piece.len) }
     }
 

@@ -41,6 +41,12 @@ impl<F: Format> RingOf<F> {
         }
     }
 
+    /// Says that so many chains will be taken, written and given back soon.
+    #[inline]
+    pub(crate) fn expect(&mut self, chains: usize) {
+        self.format.expect(chains);
+    }
+
     /// What is wrong with the ring, if something is. Once set, nothing more is taken.
     #[inline]
     pub(crate) fn failed(&self) -> Option<RingError> {
@@ -64,25 +70,20 @@ impl<F: Format> RingOf<F> {
     #[inline]
     pub(crate) fn give_back(&mut self, len: u32) {
         debug_assert!(!self.format.keeps_book());
-        if let Some(chain) = self.taken.pop() {
-            self.format.give_back(&chain, len);
-        }
+        let next = self.taken.chains().get(..1).unwrap_or(&[]);
+        let given = self.format.give_back(next, |_| Some(len));
+        self.taken.skip(given);
     }
 
     /// Shows `fill` the next chains, as long as each is one piece of memory, and gives back those of
     /// which it says how much it has written.
     #[inline]
     pub(crate) fn fill_each(&mut self, mut fill: impl FnMut(VolatileSlice<'_>) -> Option<u32>) {
-        let mut filled = 0;
-        for chain in self.taken.chains() {
-            let bytes = self.taken.writable_whole(chain);
-            let Some(len) = bytes.and_then(&mut fill) else {
-                break;
-            };
-            self.format.give_back(chain, len);
-            filled += 1;
-        }
-        self.taken.skip(filled);
+        let Self { format, taken, .. } = self;
+        let filled = format.give_back(taken.chains(), |chain| {
+            taken.writable_whole(chain).and_then(&mut fill)
+        });
+        taken.skip(filled);
     }
 
     /// Gives back all chains, nothing of them written, and ends the burst without telling the
@@ -105,7 +106,8 @@ impl<F: Format> RingOf<F> {
     #[inline]
     pub(crate) fn give_back_kept(&mut self, chain: &Chain, len: u32) {
         self.format.note_used(chain);
-        self.format.give_back(chain, len);
+        self.format
+            .give_back(std::slice::from_ref(chain), |_| Some(len));
     }
 
     /// Whether something of this burst was given back.
@@ -143,7 +145,7 @@ impl<F: Format> RingOf<F> {
         self.format.is_unasked()
     }
 
-    /// Chains given back that the driver has not been told of.
+    /// Entries of the ring given back that the driver has not been shown.
     #[inline]
     pub(crate) fn unpublished(&self) -> u16 {
         self.format.unpublished()

@@ -6,7 +6,7 @@ use vvu::memory::Area;
 use vvu::virtio::RingAreas;
 
 use super::access::SplitMem;
-use super::chain::{Chain, Desc, INDIRECT, MAX_CHAIN, NEXT, Taken, Walk};
+use super::chain::{Chain, Desc, INDIRECT, LINKED, MAX_CHAIN, NEXT, Taken, WRITE, Walk};
 use super::format::{Failed, Format, crossed};
 use super::inflight::SplitBook;
 use super::{RingError, SetupError, feature};
@@ -61,21 +61,23 @@ impl Split {
             .ok_or(RingError::OutOfRange { index, size })
     }
 
-    /// Takes up to `most` chains of one descriptor each, and returns how many there were before
-    /// another one.
+    /// Takes up to `most` chains of one descriptor each, all to be read or all to be written, and
+    /// returns how many there were before another one.
     #[inline]
     fn take_simple(&mut self, most: usize, taken: &mut Taken) -> usize {
         let first = self.next_avail;
-        let mut done = 0;
-        while done < most
-            && let head = self.mem.avail_head(first.wrapping_add(done as u16))
-            && let Some(halves) = self.mem.desc(head)
-            && taken.add_simple(head, Desc::split(halves))
-        {
-            done += 1;
-        }
-        self.next_avail = first.wrapping_add(done as u16);
-        done
+        let at = |n: u16| {
+            let head = self.mem.avail_head(first.wrapping_add(n));
+            Some((head, Desc::split(self.mem.desc(head)?)))
+        };
+        let writable = at(0).is_some_and(|(_, desc)| desc.flags & WRITE != 0);
+        let added = if writable {
+            taken.add_simple(most, true, |n| simple(at(n as u16)?, WRITE))
+        } else {
+            taken.add_simple(most, false, |n| simple(at(n as u16)?, 0))
+        };
+        self.next_avail = first.wrapping_add(added as u16);
+        added
     }
 
     /// Takes the next chain, of whatever form. False if there is no room for one as long as it may
@@ -135,6 +137,12 @@ impl Split {
         }
         Ok(done)
     }
+}
+
+/// Head, address and length of a chain of one descriptor, if it is one with these flags.
+#[inline]
+fn simple((head, desc): (u16, Desc), flags: u16) -> Option<(u16, u64, u32)> {
+    (desc.flags & (LINKED | WRITE) == flags).then_some((head, desc.addr, desc.len))
 }
 
 /// Descriptors of the indirect table that `outer` names (2.7.5.3).
@@ -200,6 +208,16 @@ impl Format for Split {
     }
 
     #[inline]
+    fn expect(&self, chains: usize) {
+        // Lines of the used ring.
+        let mut index = self.next_used;
+        for _ in 0..chains.div_ceil(8) {
+            self.mem.prefetch_used(index);
+            index = index.wrapping_add(8);
+        }
+    }
+
+    #[inline]
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
         let pending = self.pending().map_err(|error| (0, error))?;
         let wanted = usize::from(pending).min(max).min(taken.room());
@@ -262,17 +280,28 @@ impl Format for Split {
     }
 
     #[inline]
-    fn give_back(&mut self, chain: &Chain, len: u32) {
-        self.mem.set_used(self.next_used, chain.id(), len);
-        self.next_used = self.next_used.wrapping_add(1);
+    fn give_back(
+        &mut self,
+        chains: &[Chain],
+        mut written: impl FnMut(&Chain) -> Option<u32>,
+    ) -> usize {
+        let first = self.next_used;
+        let mut next = first;
+        for chain in chains {
+            let Some(len) = written(chain) else {
+                break;
+            };
+            self.mem.set_used(next, chain.id(), len);
+            next = next.wrapping_add(1);
+        }
+        self.next_used = next;
+        next.wrapping_sub(first).into()
     }
 
     #[inline]
     fn give_back_read(&mut self, chains: &[Chain]) {
         if !self.in_order {
-            for chain in chains {
-                self.give_back(chain, 0);
-            }
+            self.give_back(chains, |_| Some(0));
         } else if let Some(last) = chains.last() {
             // One entry, which names the last chain, is enough for all (2.7.9).
             self.mem.set_used(self.next_used, last.id(), 0);
