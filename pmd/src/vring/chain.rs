@@ -205,6 +205,12 @@ impl Taken {
             .one(chain.first as usize + usize::from(chain.readable))
     }
 
+    /// Says that the bytes at guest address `addr` will be written soon.
+    #[inline]
+    pub(super) fn prefetch(&self, addr: u64) {
+        self.pieces.prefetch(addr);
+    }
+
     /// How many more chains may be begun.
     #[inline]
     pub(super) fn room(&self) -> usize {
