@@ -18,8 +18,17 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// What it costs to sleep for a moment.
+fn cost_of_a_nap() -> Duration {
+    const NAPS: u32 = 32;
+    let before = cpu_time();
+    (0..NAPS).for_each(|_| std::thread::sleep(Duration::from_millis(4)));
+    (cpu_time() - before) / NAPS
+}
+
 #[test]
 fn idle_workers_sleep_and_wake() {
+    let nap = cost_of_a_nap();
     for (polling, polled, features) in [
         (Polling::Adaptive, false, u64::MAX),
         (Polling::Adaptive, false, !ring::EVENT_IDX),
@@ -49,8 +58,13 @@ fn idle_workers_sleep_and_wake() {
         std::thread::sleep(Duration::from_millis(50));
         let before = (Instant::now(), cpu_time());
         std::thread::sleep(Duration::from_secs(1));
-        let share = (cpu_time() - before.1).as_secs_f64() / before.0.elapsed().as_secs_f64();
-        assert!(share < 0.02, "an idle worker takes {share} of a CPU");
+        let (spent, time) = (cpu_time() - before.1, before.0.elapsed());
+        // On a busy host of virtual machines a sleep by itself costs more than all the rest.
+        let sleeps = workers.stats().workers[0].sleeps as u32;
+        assert!(
+            spent < time / 50 + 3 * nap * sleeps,
+            "an idle worker takes {spent:?} of {time:?}, {sleeps} sleeps of {nap:?}"
+        );
         // Many sleeps, each at another moment after the last frame: none is slept through. The
         // clock is generous because other programs may have the CPU.
         let mut worst = Duration::ZERO;

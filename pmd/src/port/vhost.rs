@@ -373,6 +373,8 @@ fn send<F: Format>(
         send_slowly(ring, kind, burst, pick, scratch, sent);
     }
     ring.finish();
+    // What comes next may come alone, and be waited for.
+    ring.look_ahead();
 }
 
 /// Puts a frame into `room`, if it fits as it is; returns the length with its header.

@@ -246,6 +246,12 @@ impl Taken {
         self.len = self.len.saturating_sub(chains).max(self.used);
     }
 
+    /// Says that the bytes at guest address `addr` will be written soon.
+    #[inline]
+    pub(super) fn prefetch(&self, addr: u64) {
+        self.pieces.prefetch(addr);
+    }
+
     /// How many more chains may be begun.
     #[inline]
     pub(super) fn room(&self) -> usize {

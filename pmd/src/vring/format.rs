@@ -39,6 +39,9 @@ pub(crate) trait Format: Sized {
     /// Says that the next `chains` will be taken, written and given back soon.
     fn expect(&self, chains: usize);
 
+    /// Where the bytes of the next chain begin, if there is one and that can be told at once.
+    fn next(&self) -> Option<u64>;
+
     /// Takes up to `max` chains more and returns how many.
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed>;
 

@@ -374,6 +374,12 @@ impl Format for Packed {
     }
 
     #[inline]
+    fn next(&self) -> Option<u64> {
+        let desc = Desc::packed(self.mem.desc(self.avail.index)?);
+        self.avail.is_available(desc.flags).then_some(desc.addr)
+    }
+
+    #[inline]
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
         let wanted = max.min(taken.room());
         let mut done = 0;

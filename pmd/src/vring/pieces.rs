@@ -15,6 +15,14 @@ pub(super) const MAX_PIECES: usize = 2048;
 /// Bytes of a line of a cache.
 const LINE: usize = 64;
 
+/// Says that what begins at `place` will be written soon: the header of a frame often has a line
+/// by itself.
+#[inline]
+fn prefetch_write(place: *const u8) {
+    copy::prefetch_write(place);
+    copy::prefetch_write(place.wrapping_add(LINE));
+}
+
 /// A piece of a front-end's memory with its lifetime erased.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
@@ -111,13 +119,10 @@ impl Pieces {
             // SAFETY: offset + len is at most recent.len and len is not zero, so offset is less
             // than recent.len, the number of bytes mapped at recent.start.
             let start = unsafe { recent.start.add(offset as usize) };
-            let first = start.as_ptr().cast_const();
             if writable {
-                // The header of a frame often has a line by itself.
-                copy::prefetch_write(first);
-                copy::prefetch_write(first.wrapping_add(LINE));
+                prefetch_write(start.as_ptr());
             } else {
-                copy::prefetch(first);
+                copy::prefetch(start.as_ptr());
             }
             let len = len as usize;
             *place = Piece { start, len };
@@ -125,6 +130,21 @@ impl Pieces {
         }
         self.len += added;
         added
+    }
+
+    /// Says that the bytes at guest address `addr` will be written soon, if they are where bytes
+    /// were found last.
+    #[inline]
+    pub(super) fn prefetch(&self, addr: u64) {
+        let Recent {
+            guest_addr,
+            len,
+            start,
+        } = self.recent;
+        let offset = addr.wrapping_sub(guest_addr);
+        if offset < len {
+            prefetch_write(start.as_ptr().wrapping_add(offset as usize));
+        }
     }
 
     /// Adds as many of the `len` bytes at guest address `addr` as are in one region, and returns

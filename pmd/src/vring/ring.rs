@@ -47,6 +47,14 @@ impl<F: Format> RingOf<F> {
         self.format.expect(chains);
     }
 
+    /// Says that the next chain will be taken, written and given back some time.
+    #[inline]
+    pub(crate) fn look_ahead(&self) {
+        if let Some(addr) = self.format.next() {
+            self.taken.prefetch(addr);
+        }
+    }
+
     /// What is wrong with the ring, if something is. Once set, nothing more is taken.
     #[inline]
     pub(crate) fn failed(&self) -> Option<RingError> {

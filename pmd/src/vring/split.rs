@@ -25,6 +25,9 @@ pub(crate) struct Split {
     in_order: bool,
     /// Next entry of the available ring to look at.
     next_avail: u16,
+    /// The driver's index when it was read last. Read again only when more is wanted: the driver
+    /// writes the same line.
+    seen_avail: u16,
     /// Next entry of the used ring to write.
     next_used: u16,
     /// The used index that the driver can see.
@@ -37,9 +40,14 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// How many entries the driver made available beyond our cursor.
+    /// How many entries the driver made available beyond our cursor; perhaps more than known, if
+    /// there are as many as `wanted`.
     #[inline]
-    fn pending(&self) -> Result<u16, RingError> {
+    fn pending(&mut self, wanted: usize) -> Result<u16, RingError> {
+        let known = self.seen_avail.wrapping_sub(self.next_avail);
+        if usize::from(known) >= wanted {
+            return Ok(known);
+        }
         let index = self.mem.avail_idx();
         let pending = index.wrapping_sub(self.next_avail);
         if pending > self.mem.size() {
@@ -49,6 +57,7 @@ impl Split {
                 size: self.mem.size(),
             });
         }
+        self.seen_avail = index;
         Ok(pending)
     }
 
@@ -198,6 +207,7 @@ impl Format for Split {
             event_idx: features & feature::EVENT_IDX != 0,
             in_order: features & feature::IN_ORDER != 0,
             next_avail,
+            seen_avail: next_avail,
             next_used: used,
             published: used,
             called: None,
@@ -218,8 +228,17 @@ impl Format for Split {
     }
 
     #[inline]
+    fn next(&self) -> Option<u64> {
+        if self.seen_avail == self.next_avail {
+            return None;
+        }
+        let (addr, _) = self.mem.desc(self.mem.avail_head(self.next_avail))?;
+        Some(addr)
+    }
+
+    #[inline]
     fn take(&mut self, max: usize, taken: &mut Taken) -> Result<usize, Failed> {
-        let pending = self.pending().map_err(|error| (0, error))?;
+        let pending = self.pending(max).map_err(|error| (0, error))?;
         let wanted = usize::from(pending).min(max).min(taken.room());
         let mut done = 0;
         loop {
@@ -383,6 +402,7 @@ impl Format for Split {
     }
 
     fn replace_mem(&mut self, mem: SplitMem) -> SplitMem {
+        self.seen_avail = self.next_avail;
         std::mem::replace(&mut self.mem, mem)
     }
 }
