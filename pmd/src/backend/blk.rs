@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vvu::memory::{MemTable, Scatter};
+use vvu::memory::MemTable;
 use vvu::notify::Call;
 use vvu::virtio::{DeviceError, Vring};
 
@@ -10,7 +10,7 @@ use super::device::{self, Front, StorageDevice};
 use super::net::setup;
 use super::shelf;
 use super::storage::Storage;
-use crate::blk::{Face, PrepareError, Prepared, Queue};
+use crate::blk::{Face, Lists, PrepareError, Prepared, Queue};
 use crate::vring::Moved;
 use crate::wake::{Kicks, Quiet, Waker, Watch};
 
@@ -102,7 +102,7 @@ impl shelf::Queue for Queue {
 }
 
 impl device::Queue for Queue {
-    type Spare = Vec<Box<Scatter>>;
+    type Spare = Lists;
 
     fn drain(&mut self) -> usize {
         Self::drain(self)

@@ -27,4 +27,5 @@ mod stats;
 pub use config::{BlkConfig, feature};
 pub use face::Face;
 pub use queue::{PrepareError, Prepared, Queue};
+pub use slots::Lists;
 pub use stats::{KINDS, QueueSnapshot, Snapshot, TIMED};

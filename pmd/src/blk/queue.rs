@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use vvu::memory::{MemTable, Scatter};
+use vvu::memory::MemTable;
 use vvu::notify::{Call, Kick};
 use vvu::virtio::Vring;
 
 use super::face::Face;
 use super::request::{self, Extent, Parsed, Ranges, Status};
-use super::slots::{self, Slots, Started};
+use super::slots::{self, Lists, Slots, Started};
 use super::stats;
 use crate::bdev::{Channel, DiskError, Done, Op, Request};
 use crate::stats::RingState;
@@ -198,17 +198,13 @@ impl Queue {
 
     /// Lists for the requests of a ring of `size` entries in `memory`, for
     /// [`Queue::set_memory`].
-    pub fn lists(size: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
+    pub fn lists(size: u16, memory: &Arc<MemTable>) -> Lists {
         slots::lists(size.min(MAX_DEPTH), memory)
     }
 
     /// Moves the ring to a new memory, when nothing is in flight, with [`Queue::lists`] of it.
     /// Returns the old ones, which keep the old memory mapped.
-    pub fn set_memory(
-        &mut self,
-        moved: Moved,
-        lists: Vec<Box<Scatter>>,
-    ) -> (Moved, Vec<Box<Scatter>>) {
+    pub fn set_memory(&mut self, moved: Moved, lists: Lists) -> (Moved, Lists) {
         (self.ring.set_memory(moved), self.work.slots.renew(lists))
     }
 

@@ -30,8 +30,12 @@ struct Slot {
     memory: Data,
 }
 
+/// Lists for the memory of requests, each in the box that it travels in.
+#[allow(clippy::vec_box)]
+pub type Lists = Vec<Box<Scatter>>;
+
 /// As many empty lists as there are slots, for pieces of `memory`.
-pub(super) fn lists(count: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
+pub(super) fn lists(count: u16, memory: &Arc<MemTable>) -> Lists {
     let list = |_| Box::new(Scatter::of_table(Arc::clone(memory)));
     (0..count).map(list).collect()
 }
@@ -42,7 +46,7 @@ pub(super) fn lists(count: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u16>,
-    spare: Vec<Box<Scatter>>,
+    spare: Lists,
 }
 
 impl Slots {
@@ -56,7 +60,7 @@ impl Slots {
     }
 
     /// Other lists for the memory of requests, when nothing is in flight. Returns the old ones.
-    pub(super) fn renew(&mut self, lists: Vec<Box<Scatter>>) -> Vec<Box<Scatter>> {
+    pub(super) fn renew(&mut self, lists: Lists) -> Lists {
         std::mem::replace(&mut self.spare, lists)
     }
 
