@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vvu::memory::MemTable;
+use vvu::memory::{MemTable, Scatter};
 use vvu::notify::Call;
 use vvu::virtio::{DeviceError, Vring};
 
@@ -101,7 +101,7 @@ impl shelf::Queue for Queue {
 }
 
 impl device::Queue for Queue {
-    type Spare = ();
+    type Spare = Vec<Box<Scatter>>;
 
     fn drain(&mut self) -> usize {
         Self::drain(self)
@@ -127,10 +127,12 @@ impl device::Queue for Queue {
         Self::set_err(self, err)
     }
 
-    fn spare(_size: u16, _memory: &Arc<MemTable>) {}
+    fn spare(size: u16, memory: &Arc<MemTable>) -> Self::Spare {
+        Self::spare(size, memory)
+    }
 
-    fn set_memory(&mut self, moved: Moved, (): ()) -> (Moved, ()) {
-        (Self::set_memory(self, moved), ())
+    fn set_memory(&mut self, moved: Moved, spare: Self::Spare) -> (Moved, Self::Spare) {
+        Self::set_memory(self, moved, spare)
     }
 
     fn base(&self) -> u32 {

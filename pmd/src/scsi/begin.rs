@@ -1,6 +1,7 @@
 //! New commands: taken from the ring, understood, begun.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use vvu::memory::{Scatter, copy};
 
@@ -156,6 +157,7 @@ impl Work {
             cdb: self.face.sizes.cdb(),
             sense: self.face.sizes.sense(),
         };
+        self.now = Instant::now();
         let domain = Arc::clone(&self.domain);
         for place in 0..count {
             let Some(chain) = ring.chains().get(place).copied() else {
@@ -311,6 +313,7 @@ impl Work {
         } = transfer;
         let number = self.tasks.put(Task {
             chain: *arrived.chain,
+            at: self.now,
             tag: arrived.header.tag,
             seat: seat.number,
             room: arrived.room(),
@@ -356,6 +359,7 @@ impl Work {
         });
         let number = self.tasks.put(Task {
             chain: *arrived.chain,
+            at: self.now,
             tag: arrived.header.tag,
             seat: seat.number,
             room: arrived.room(),

@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
+use vvu::memory::{MemTable, Scatter};
 use vvu::notify::Call;
 use vvu::virtio::Vring;
 
@@ -11,7 +13,7 @@ use super::domain::Domain;
 use super::events::{self, EventQueue};
 use super::face::{FIRST_REQUEST, Face, Letter, Note, Order};
 use super::served::Served;
-use super::tasks::Tasks;
+use super::tasks::{Tasks, lists};
 use super::ways::Ways;
 use crate::bdev::Done;
 use crate::vring::{AnyRing, Chain, Moved, SetupError, with};
@@ -62,6 +64,8 @@ pub(super) struct Work {
     pub(super) orders: Vec<Order>,
     /// Long jobs shall not go on.
     pub(super) draining: bool,
+    /// The last look at the clock: at each burst that is taken, and each that is done.
+    pub(super) now: Instant,
 }
 
 impl Prepared {
@@ -86,6 +90,7 @@ impl Prepared {
                 over: Vec::with_capacity(BURST),
                 orders: Vec::new(),
                 draining: false,
+                now: Instant::now(),
             })),
         };
         Ok(Self(Queue { served, kind }))
@@ -184,9 +189,23 @@ impl Queue {
         self.served.set_err(err)
     }
 
-    /// Moves the ring to a new memory, when no chains are kept. Returns the old one.
-    pub fn set_memory(&mut self, moved: Moved) -> Moved {
-        self.served.set_memory(moved)
+    /// As many lists for `memory` as a ring of `size` entries needs.
+    pub fn spare(size: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
+        lists(size.min(MAX_DEPTH), memory)
+    }
+
+    /// Moves the ring to a new memory, when no chains are kept, with lists for it. Returns the old
+    /// ones.
+    pub fn set_memory(
+        &mut self,
+        moved: Moved,
+        lists: Vec<Box<Scatter>>,
+    ) -> (Moved, Vec<Box<Scatter>>) {
+        let lists = match &mut self.kind {
+            Kind::Request(work) => work.tasks.renew(lists),
+            _ => lists,
+        };
+        (self.served.set_memory(moved), lists)
     }
 
     /// Where the ring would go on.

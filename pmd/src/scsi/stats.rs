@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::target::{Answer, Key};
+use crate::stats::latency::{Latency, LatencySnapshot};
 use crate::stats::{Counter, RingState};
 use crate::vring::RingError;
 
@@ -19,6 +20,8 @@ pub(super) const OTHER: usize = 2;
 pub(super) struct QueueStats {
     /// Commands that ended with GOOD, by kind.
     pub(super) done: [Counter; KINDS.len()],
+    /// How long those took that came to their disk, from the ring to the ring.
+    took: [Latency; KINDS.len()],
     /// Bytes read...
     pub(super) read: Counter,
     /// ...and written, by commands that only do that.
@@ -39,14 +42,23 @@ pub(super) struct QueueStats {
 }
 
 impl QueueStats {
-    /// Counts a command of this kind that moved so many bytes.
+    /// A command of this kind took so many nanoseconds.
     #[inline]
-    pub(super) fn moved(&self, write: bool, len: u32) {
+    pub(super) fn took(&self, kind: usize, nanos: u64) {
+        if let Some(took) = self.took.get(kind) {
+            took.add(nanos);
+        }
+    }
+
+    /// Counts a command of this kind that moved so many bytes in so many nanoseconds.
+    #[inline]
+    pub(super) fn moved(&self, write: bool, len: u32, nanos: u64) {
         let (kind, bytes) = match write {
             false => (READ, &self.read),
             true => (WRITE, &self.written),
         };
         bytes.add(len.into());
+        self.took(kind, nanos);
         if let Some(counter) = self.done.get(kind) {
             counter.add(1);
         }
@@ -90,6 +102,11 @@ impl QueueStats {
         QueueSnapshot {
             state: self.state(),
             done: self.done.each_ref().map(Counter::get),
+            took: self.took.each_ref().map(|took| {
+                let mut sum = LatencySnapshot::default();
+                sum.add(took);
+                sum
+            }),
             read: self.read.get(),
             written: self.written.get(),
             wrong: reasons,
@@ -104,6 +121,8 @@ pub struct QueueSnapshot {
     pub state: RingState,
     /// Commands that ended with GOOD, of each of [`KINDS`].
     pub done: [u64; KINDS.len()],
+    /// How long those took that came to their disk, likewise.
+    pub took: [LatencySnapshot; KINDS.len()],
     /// Bytes read by commands that only do that.
     pub read: u64,
     /// Bytes written likewise.
@@ -139,22 +158,25 @@ impl fmt::Display for Snapshot {
             .map(|queue| queue.state.letter())
             .collect();
         writeln!(f, "{}: {} units, rings {rings}", self.name, self.units)?;
-        let [read, write, other] = KINDS;
         writeln!(
             f,
-            "  {:<8} {read:>14} {:>16} {write:>14} {:>16} {other:>10}",
-            "queue", "bytes", "bytes"
+            "  {:<8} {:<6} {:>14} {:>16} {:>9} {:>9} {:>9} {:>9}",
+            "queue", "what", "commands", "bytes", "p50 us", "p99 us", "p99.9", "max us"
         )?;
         for (number, queue) in self.queues.iter().enumerate() {
-            let [reads, writes, others] = queue.done;
-            if queue.done == [0; KINDS.len()] {
-                continue;
+            let bytes = [queue.read, queue.written, 0];
+            let lines = KINDS.iter().zip(&queue.done).zip(&queue.took).zip(bytes);
+            for (((what, done), took), bytes) in lines.filter(|(((_, done), _), _)| **done > 0) {
+                let micros = |nanos: u64| nanos as f64 / 1000.0;
+                writeln!(
+                    f,
+                    "  {number:<8} {what:<6} {done:>14} {bytes:>16} {:>9.1} {:>9.1} {:>9.1} {:>9.1}",
+                    micros(took.percentile(50.0)),
+                    micros(took.percentile(99.0)),
+                    micros(took.percentile(99.9)),
+                    micros(took.max()),
+                )?;
             }
-            writeln!(
-                f,
-                "  {number:<8} {reads:>14} {:>16} {writes:>14} {:>16} {others:>10}",
-                queue.read, queue.written
-            )?;
         }
         let Some(first) = self.queues.first() else {
             return Ok(());

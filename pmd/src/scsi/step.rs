@@ -1,12 +1,14 @@
 //! What becomes of commands under way: from what a disk says to the next step, or to the answer.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use vvu::memory::{Area, Mapping, Scatter, copy};
 
 use super::begin::sense_bytes;
 use super::face::{Letter, Note};
 use super::queue::Work;
+use super::stats::OTHER;
 use super::target::{Action, Alone, Answer, Desk, Next, Reservations, Transfer};
 use super::tasks::{Extra, Moves, Waits};
 use super::wire::{self, Code, Kept, RESPONSE};
@@ -89,6 +91,9 @@ impl Work {
     pub(super) fn reap(&mut self) {
         let mut done = std::mem::take(&mut self.done);
         self.ways.reap(&mut done);
+        if !done.is_empty() {
+            self.now = Instant::now();
+        }
         for one in done.drain(..) {
             if let Ok(number) = u16::try_from(one.token) {
                 self.done(number, one.result, one.data);
@@ -133,9 +138,15 @@ impl Work {
         }
         self.tasks.put_list(list);
         if let Some(stats) = self.stats() {
-            stats.moved(task.write, task.len);
+            stats.moved(task.write, task.len, self.since(task.at));
         }
         self.over.push((task.chain, task.chain.write_len()));
+    }
+
+    /// Nanoseconds from `at` to the last look at the clock.
+    #[inline]
+    fn since(&self, at: Instant) -> u64 {
+        self.now.saturating_duration_since(at).as_nanos() as u64
     }
 
     /// A step of a job is done, or a command has failed, or must end.
@@ -359,8 +370,11 @@ impl Work {
         if let Some(stats) = self.stats() {
             match (task.ends, &extra.job, moved > 0) {
                 (Some(_), ..) => stats.aborted.add(1),
-                (None, None, true) => stats.moved(task.write, task.len),
-                (None, ..) => stats.answered(answer),
+                (None, None, true) => stats.moved(task.write, task.len, self.since(task.at)),
+                (None, ..) => {
+                    stats.answered(answer);
+                    stats.took(OTHER, self.since(task.at));
+                }
             }
         }
         self.over.push((task.chain, task.chain.write_len()));

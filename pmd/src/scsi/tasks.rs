@@ -1,6 +1,7 @@
 //! Commands under way on one request queue.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use vvu::memory::{MemTable, Scatter};
 
@@ -13,6 +14,8 @@ use crate::vring::Chain;
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) chain: Chain,
+    /// When it was taken.
+    pub(super) at: Instant,
     /// What the driver calls it.
     pub(super) tag: u64,
     /// Number of its unit's seat.
@@ -90,23 +93,37 @@ struct Slot {
     task: Option<Task>,
 }
 
+/// `count` empty lists for pieces of `memory`.
+#[allow(clippy::vec_box)]
+pub(super) fn lists(count: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
+    let list = |_| Box::new(Scatter::of_table(Arc::clone(memory)));
+    (0..count).map(list).collect()
+}
+
 /// All tasks of a queue. Nothing is allocated after they were made for those that only move data.
 #[derive(Debug)]
 pub(super) struct Tasks {
     slots: Vec<Slot>,
     free: Vec<u16>,
+    // In boxes, because that is how requests carry them.
+    #[allow(clippy::vec_box)]
     spare: Vec<Box<Scatter>>,
 }
 
 impl Tasks {
     /// Room for `count` tasks on a ring of `memory`.
     pub(super) fn new(count: u16, memory: &Arc<MemTable>) -> Self {
-        let spare = || Box::new(Scatter::of_table(Arc::clone(memory)));
         Self {
             slots: (0..count).map(|_| Slot::default()).collect(),
             free: (0..count).rev().collect(),
-            spare: (0..count).map(|_| spare()).collect(),
+            spare: lists(count, memory),
         }
+    }
+
+    /// Other lists for the memory of tasks, when there are none. Returns the old ones.
+    #[allow(clippy::vec_box)]
+    pub(super) fn renew(&mut self, lists: Vec<Box<Scatter>>) -> Vec<Box<Scatter>> {
+        std::mem::replace(&mut self.spare, lists)
     }
 
     /// How many more there can be.

@@ -63,7 +63,7 @@ fn registers_are_written_as_fast_as_the_server_reads() {
     let bench = Bench::at(socket.path());
     // Room is waited for again and again, for longer than this in all.
     let times = Times {
-        writes: Duration::from_millis(200),
+        writes: Duration::from_secs(1),
         ..Times::default()
     };
     let function = VfioUserFunction::with_times(socket.path(), times).unwrap();

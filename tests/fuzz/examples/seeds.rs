@@ -28,7 +28,7 @@ fn main() {
         ("capabilities", spaces()),
         ("config_space", functions()),
         ("offload", offloads()),
-        ("blk", disk_requests()),
+        ("blk", block_requests()),
         ("ring", rings()),
         ("scsi", commands()),
         ("session", sessions()),
@@ -505,7 +505,7 @@ fn functions() -> Seeds {
 }
 
 /// Every kind of request, as drivers make them.
-fn disk_requests() -> Seeds {
+fn block_requests() -> Seeds {
     use blk::op;
     let mut seeds = Seeds::new();
     for flags in 0..4u8 {
