@@ -40,19 +40,6 @@ impl Server {
         Self::new("blk", &["--port", port, "--disk", &disk])
     }
 
-    /// `vvu scsi` at a port, with two logical units in files.
-    fn scsi(port: &str, files: &[&Path]) -> Self {
-        let units: Vec<String> = (0..)
-            .zip(files)
-            .map(|(lun, file)| format!("0:{lun}=file:{},size={DISK}", file.display()))
-            .collect();
-        let mut arguments = vec!["--port", port];
-        for unit in &units {
-            arguments.extend(["--lun", unit]);
-        }
-        Self::new("scsi", &arguments)
-    }
-
     fn new(name: &'static str, arguments: &[&str]) -> Self {
         let words = [name].into_iter().chain(arguments.iter().copied());
         Self {
@@ -99,11 +86,11 @@ impl Server {
     }
 }
 
-/// A guest with a virtio-blk disk, `vda`, and a virtio-scsi adapter with two, `sda` and `sdb`.
+/// A guest with a virtio-blk disk, `vda`.
 pub struct Disks {
     /// The guest.
     pub guest: Guest,
-    /// What serves its disks: `vvu blk` and `vvu scsi`.
+    /// What serves its disks.
     pub servers: Vec<Server>,
     /// Where they run, if not on the host.
     pub appliance: Option<Guest>,
@@ -114,28 +101,22 @@ pub struct Disks {
 impl Disks {
     /// Served by programs on the host.
     pub fn on_host(lab: Lab) -> Result<Disks> {
-        let (blk, scsi) = (lab.socket("blk"), lab.socket("scsi"));
+        let blk = lab.socket("blk");
         let port = |socket: &Path| format!("unix:{}", socket.display());
-        let files = ["vda", "sda", "sdb"].map(|name| lab.file(name));
-        let [vda, sda, sdb] = &files;
-        let mut servers = vec![
-            Server::blk(&port(&blk), vda),
-            Server::scsi(&port(&scsi), &[sda, sdb]),
-        ];
+        let mut servers = vec![Server::blk(&port(&blk), &lab.file("vda"))];
         for server in &mut servers {
             server.start(&lab, None)?;
         }
-        let guest = lab.store("store").blk(&blk).scsi(&scsi).queues(2).boot()?;
+        let guest = lab.store("store").blk(&blk).queues(2).boot()?;
         Disks::settle(lab, None, guest, servers)
     }
 
     /// Served by programs in an appliance, through a function each, with packed rings.
     pub fn through_appliance(lab: Lab) -> Result<Disks> {
-        let appliance = lab.appliance().functions(2).boot()?;
+        let appliance = lab.appliance().functions(1).boot()?;
         let guest = lab
             .store("store")
             .blk_via(&appliance, 0)
-            .scsi_via(&appliance, 1)
             .properties("packed=on")
             .boot()?;
         let ports: Vec<String> = appliance
@@ -145,12 +126,10 @@ impl Disks {
         for bdf in appliance.functions() {
             appliance.run(&["vvu", "bind", bdf])?;
         }
-        let files = ["/vda", "/sda", "/sdb"].map(Path::new);
-        let [vda, sda, sdb] = files;
-        let mut servers = match ports.as_slice() {
-            [blk, scsi, ..] => vec![Server::blk(blk, vda), Server::scsi(scsi, &[sda, sdb])],
-            _ => anyhow::bail!("the appliance has too few functions"),
-        };
+        let mut servers = Vec::new();
+        for port in &ports {
+            servers.push(Server::blk(port, Path::new("/vda")));
+        }
         for server in &mut servers {
             server.start(&lab, Some(&appliance))?;
         }

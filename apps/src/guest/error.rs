@@ -165,7 +165,7 @@ pub(super) enum GuestError {
     },
     /// No configuration space to learn a disk's size from.
     #[error(
-        "the back-end's configuration space has {0} bytes; a disk's has 60, in which the capacity is not 0 and blocks are powers of two"
+        "the back-end's configuration space has {0} bytes; a disk's has 60, and says that blocks have 512 to 4096 bytes, a power of two"
     )]
     NoSpace(usize),
     /// A logical unit that is none, or no disk.

@@ -1,6 +1,6 @@
 //! virtio-blk as its driver speaks it (VIRTIO 1.2, 5.2).
 
-use super::request::{Kind, Message, Refusal, Request, SECTOR, Shape};
+use super::request::{Kind, Message, Refusal, Request, SECTOR, Shape, is_block};
 
 /// Feature bits (5.2.3).
 pub(in crate::guest) mod feature {
@@ -57,7 +57,7 @@ pub(super) fn shape(features: u64, space: &[u8]) -> Option<Shape> {
         })
     };
     let whole = |bytes: u64| bytes - bytes % block;
-    block.is_power_of_two().then_some(Shape {
+    is_block(block).then_some(Shape {
         capacity: whole(capacity),
         block,
         segments: match when(feature::SEG_MAX, 12)? {

@@ -368,7 +368,9 @@ impl<'a> Disk<'a> {
             [capacity, limits, pages] => scsi::shape(capacity, limits, pages),
             _ => None,
         };
-        shape.ok_or_else(|| no_disk("its capacity makes no sense".to_owned()))
+        shape.ok_or_else(|| {
+            no_disk("it says no capacity in blocks of 512 to 4096 bytes, a power of two".to_owned())
+        })
     }
 
     /// Stops the rings and hangs up.

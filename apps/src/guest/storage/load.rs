@@ -96,9 +96,12 @@ pub(super) fn transfer(
     (kind, options): (Kind, &Transfer),
 ) -> Result<Outcome, GuestError> {
     let shape = disk.shape();
+    let size = options.size - options.size % shape.block;
     let plan = Plan {
         kind,
-        size: (options.size - options.size % shape.block).clamp(shape.block, shape.transfer),
+        size: size
+            .min(area.end - area.start)
+            .clamp(shape.block, shape.transfer),
         depth: options.depth.into(),
         until: (!options.whole).then(|| Instant::now() + Duration::from_secs(options.seconds)),
         count: None,

@@ -5,6 +5,11 @@ use std::fmt;
 /// Bytes of a sector, the unit of virtio-blk whatever a disk's blocks are (VIRTIO 1.2, 5.2.6).
 pub(super) const SECTOR: u64 = 512;
 
+/// Whether blocks may have so many bytes: no disk that is in use has others.
+pub(super) fn is_block(bytes: u64) -> bool {
+    bytes.is_power_of_two() && (SECTOR..=4096).contains(&bytes)
+}
+
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {

@@ -1,6 +1,6 @@
 //! virtio-scsi and what a disk driver says over it (VIRTIO 1.2, 5.6; SPC-5, SBC-4).
 
-use super::request::{Kind, Message, Refusal, Request, Shape};
+use super::request::{Kind, Message, Refusal, Request, Shape, is_block};
 
 /// Rings before the first request ring: control and event.
 pub(super) const OTHERS: u64 = 2;
@@ -145,7 +145,7 @@ pub(super) fn shape(capacity: &[u8], limits: &[u8], provisioning: &[u8]) -> Opti
     let can = number(provisioning, 5, 1)?;
     Some(Shape {
         capacity: last.checked_add(1)?.checked_mul(block)?,
-        block: Some(block).filter(|block| block.is_power_of_two())?,
+        block: Some(block).filter(|block| is_block(*block))?,
         segments: u32::MAX,
         transfer: limit(8, 4, u32::MAX.into())?,
         discard: if can & 0x80 != 0 { limit(20, 4, 0)? } else { 0 },
