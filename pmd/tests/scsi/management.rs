@@ -41,7 +41,7 @@ struct Slow {
 }
 
 impl Slow {
-    fn new() -> (Arc<dyn Disk>, Arc<Shared>) {
+    fn with_shared() -> (Arc<dyn Disk>, Arc<Shared>) {
         let shared = Arc::new(Shared::default());
         let disk = Arc::new(Self {
             size: Size::new(SIZE),
@@ -144,7 +144,7 @@ impl Shared {
 fn slow(features: u64, queues: u16) -> (Bench, Arc<Shared>) {
     let workers = ScsiWorkers::new(&[0, 1][..usable()], Polling::default()).unwrap();
     let mut bench = Bench::with("test", &workers, features, queues);
-    let (disk, shared) = Slow::new();
+    let (disk, shared) = Slow::with_shared();
     bench
         .face
         .add(at(0, 0), Lun::new("slow", disk, false, None));
@@ -203,7 +203,7 @@ fn functions_have_the_scope_that_they_are_named_for() {
     ] {
         let (mut bench, shared) = slow(SPLIT, 1);
         let units = [at(0, 0), at(0, 1), at(1, 0)];
-        let all: Vec<_> = [Slow::new(), Slow::new()].into();
+        let all: Vec<_> = [Slow::with_shared(), Slow::with_shared()].into();
         for ((disk, _), unit) in all.iter().zip(&units[1..]) {
             bench
                 .face
