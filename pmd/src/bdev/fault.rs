@@ -110,7 +110,7 @@ impl FromStr for Plan {
     }
 }
 
-/// See the [module](self). The count goes over all channels.
+/// See the top of this file. The count goes over all channels.
 #[derive(Debug)]
 pub struct Faulty {
     disk: Arc<dyn Disk>,

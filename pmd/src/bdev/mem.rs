@@ -17,7 +17,7 @@ use crate::wake::Quiet;
 /// Zeroes to copy from.
 static ZEROES: [u8; 4096] = [0; 4096];
 
-/// See the [module](self).
+/// See the top of this file.
 #[derive(Debug)]
 pub struct Mem {
     name: String,

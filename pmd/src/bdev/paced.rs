@@ -111,7 +111,7 @@ impl Pace for Late {
     }
 }
 
-/// A disk with at most so many requests and bytes per second. See the [module](self).
+/// A disk with at most so many requests and bytes per second. See the top of this file.
 #[derive(Debug)]
 pub struct Throttle;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Abilities, Channel, Disk, DiskError, Done, Geometry, IoError, Op, Request, Size};
 use crate::wake::Quiet;
 
-/// See the [module](self).
+/// See the top of this file.
 #[derive(Debug)]
 pub struct ReadOnly(Arc<dyn Disk>);
 

@@ -56,7 +56,7 @@ impl Shared {
     }
 }
 
-/// See the [module](self).
+/// See the top of this file.
 #[derive(Debug)]
 pub struct Volatile {
     disk: Arc<dyn Disk>,

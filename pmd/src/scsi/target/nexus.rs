@@ -55,7 +55,7 @@ impl Barrier {
     }
 }
 
-/// See the [module](self).
+/// See the top of this file.
 pub struct Nexus {
     unit: Arc<Unit>,
     id: NexusId,
