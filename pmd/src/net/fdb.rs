@@ -8,7 +8,8 @@
 //! Address, VLAN and port would not fit into a word. They need not: address and VLAN, 60 bits, go
 //! through a permutation of 60-bit numbers that nobody outside knows. Of the result the low bits
 //! choose a bucket, and only the others are stored; which bucket an entry is in says the rest.
-//! Each address has two buckets to choose from, which is why all of [`CAPACITY`] finds room.
+//! Each address has two buckets to choose from, and makes room in one of them for another address,
+//! which is why all of [`CAPACITY`] finds room.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -101,6 +102,12 @@ fn port_of(word: u64) -> Option<u16> {
     (word as u16).checked_sub(1)
 }
 
+/// The other bucket of an address that has one in `bucket`.
+#[inline]
+fn other(bucket: u32, rest: u64) -> u32 {
+    bucket ^ ((rest as u32 % BUCKETS as u32) | 1)
+}
+
 /// Where in the table an entry is.
 type Slot<'a> = (&'a AtomicU64, &'a AtomicU32);
 
@@ -139,7 +146,7 @@ impl Fdb {
         Spot {
             tag: rest << TAG_SHIFT,
             first: bucket,
-            second: bucket ^ ((rest as u32 % BUCKETS as u32) | 1),
+            second: other(bucket, rest),
         }
     }
 
@@ -248,7 +255,8 @@ impl Fdb {
                 full => full,
             };
         }
-        let Some((old, slot, tag)) = self.place(spot, now) else {
+        let place = self.place(spot, now);
+        let Some((old, slot, tag)) = place.or_else(|| self.make_place(spot, now)) else {
             return Learned::NoRoom;
         };
         // A port at its limit may still use its own old entry again.
@@ -258,25 +266,54 @@ impl Fdb {
         may_grow
     }
 
+    fn slots(&self, bucket: u32) -> impl Iterator<Item = Slot<'_>> {
+        let bucket = self.bucket(bucket);
+        bucket.words.iter().zip(&bucket.seen)
+    }
+
+    /// What is in a slot that may be used again.
+    fn free(&self, (word, seen): &Slot<'_>, now: u32) -> Option<u64> {
+        let old = word.load(Relaxed);
+        self.current(old, seen, now).is_none().then_some(old)
+    }
+
     /// A free slot for an address that is in none, what is in it, and the word to put there,
     /// without a port.
     fn place(&self, spot: &Spot, now: u32) -> Option<(u64, Slot<'_>, u64)> {
-        let free = |(word, seen): &Slot<'_>| {
-            let old = word.load(Relaxed);
-            self.current(old, seen, now).is_none().then_some(old)
+        let used = |bucket| {
+            let slots = self.slots(bucket);
+            slots.filter(|slot| self.free(slot, now).is_none()).count()
         };
-        let slots = |bucket: u32| {
-            let bucket = self.bucket(bucket);
-            bucket.words.iter().zip(&bucket.seen)
-        };
-        let used = |bucket| slots(bucket).filter(|slot| free(slot).is_none()).count();
         let in_first = used(spot.first);
         let (bucket, tag) = if in_first < SPARSE || in_first <= used(spot.second) {
             (spot.first, spot.tag)
         } else {
             (spot.second, spot.tag | SECOND)
         };
-        slots(bucket).find_map(|slot| Some((free(&slot)?, slot, tag)))
+        let mut slots = self.slots(bucket);
+        slots.find_map(|slot| Some((self.free(&slot, now)?, slot, tag)))
+    }
+
+    /// The same when both buckets are full: another address goes to its other bucket. One table in
+    /// a thousand needs that before it has 64 k addresses.
+    #[cold]
+    fn make_place(&self, spot: &Spot, now: u32) -> Option<(u64, Slot<'_>, u64)> {
+        for (bucket, tag) in [(spot.first, spot.tag), (spot.second, spot.tag | SECOND)] {
+            for slot in self.slots(bucket) {
+                let word = slot.0.load(Relaxed);
+                let mut elsewhere = self.slots(other(bucket, word >> TAG_SHIFT));
+                let room = elsewhere.find_map(|slot| Some((self.free(&slot, now)?, slot)));
+                let Some((old, (new, seen))) = room else {
+                    continue;
+                };
+                // In both for a moment, rather than in none.
+                seen.store(slot.1.load(Relaxed), Relaxed);
+                if self.replace(new, old, word ^ SECOND) && self.replace(slot.0, word, 0) {
+                    return Some((0, slot, tag));
+                }
+            }
+        }
+        None
     }
 
     /// Whether a port may have one more address: as long as it has less than what is left. So a

@@ -72,6 +72,33 @@ fn sixty_four_thousand_addresses_have_a_place() {
 }
 
 #[test]
+fn full_buckets_make_room() {
+    let fdb = Fdb::new(300);
+    let spot = |n: u64, first: u32, second: u32| Spot {
+        tag: (n << BUCKET_BITS | u64::from(first ^ second)) << TAG_SHIFT,
+        first,
+        second,
+    };
+    // Two buckets are full of addresses that could be in those two only, but for one.
+    let mut all: Vec<Spot> = (1..2 * WAYS as u64).map(|n| spot(n, 8, 9)).collect();
+    all.push(spot(100, 9, 20));
+    let port = |n: usize| n as u16 % 3;
+    for (n, spot) in all.iter().enumerate() {
+        assert_eq!(fdb.learn(spot, port(n), 7), Learned::Yes, "{n}");
+    }
+    let more = spot(50, 8, 9);
+    assert_eq!(fdb.learn(&more, 5, 8), Learned::Yes);
+    assert_eq!(fdb.learn(&spot(51, 8, 9), 5, 8), Learned::NoRoom);
+    // Everybody is where it was said to be, as old as before, and counted once.
+    for (n, spot) in all.iter().enumerate() {
+        assert_eq!(fdb.lookup(spot, 307), Some(port(n)));
+        assert_eq!(fdb.lookup(spot, 308), None);
+    }
+    assert_eq!(fdb.lookup(&more, 308), Some(5));
+    assert_eq!([0, 1, 2, 5].map(|port| fdb.len(port)), [4, 3, 3, 1]);
+}
+
+#[test]
 fn each_vlan_learns_by_itself() {
     let fdb = Fdb::new(300);
     for vid in 0..4096u16 {
