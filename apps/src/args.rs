@@ -8,7 +8,9 @@ use vvu::pci::Address;
 use vvu_pmd::worker::Polling;
 
 use crate::guest::args::Guest;
+use crate::neighbour::Reach;
 use crate::port::{CaptureSpec, Mac, PortSpec};
+use crate::wiring::first_cpu;
 
 /// Serve virtio devices from this machine, or this virtual machine, to its neighbours.
 ///
@@ -171,14 +173,6 @@ pub(crate) struct Net {
     #[arg(long = "pcap", value_name = "PORT=FILE")]
     pub(crate) captures: Vec<CaptureSpec>,
 
-    /// CPUs to poll on, one worker each: 0,2 or 0-3. Default: the first CPU this process may use
-    #[arg(short, long, value_name = "LIST", value_parser = parse_cpus)]
-    pub(crate) cores: Option<Cpus>,
-
-    /// When workers poll, and when they wait to be kicked
-    #[arg(long, value_name = "MODE", default_value = "adaptive")]
-    pub(crate) poll: Poll,
-
     /// MAC address of the first port's device; further ports count up from it
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) mac: Option<Mac>,
@@ -186,6 +180,21 @@ pub(crate) struct Net {
     /// Forget an address that was not heard of for this long
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) ageing: u64,
+
+    #[command(flatten)]
+    pub(crate) serving: Serving,
+}
+
+/// How every kind of device is served.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Serving {
+    /// CPUs to poll on, one worker each: 0,2 or 0-3. Default: the first CPU this process may use
+    #[arg(short, long, value_name = "LIST", value_parser = parse_cpus)]
+    pub(crate) cores: Option<Cpus>,
+
+    /// When workers poll, and when they wait to be kicked
+    #[arg(long, value_name = "MODE", default_value = "adaptive")]
+    pub(crate) poll: Poll,
 
     /// Print a table of counters every so often
     #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -199,6 +208,24 @@ pub(crate) struct Net {
     /// a program without interrupt remapping can forge interrupts of the whole machine
     #[arg(long)]
     pub(crate) allow_unsafe_interrupts: bool,
+}
+
+impl Serving {
+    /// The CPUs to poll on.
+    pub(crate) fn cpus(&self) -> anyhow::Result<Vec<usize>> {
+        match &self.cores {
+            Some(cpus) => Ok(cpus.0.clone()),
+            None => Ok(vec![first_cpu()?]),
+        }
+    }
+
+    /// How to reach front-ends.
+    pub(crate) fn reach(&self) -> Reach {
+        Reach {
+            trace: self.trace,
+            unsafe_interrupts: self.allow_unsafe_interrupts,
+        }
+    }
 }
 
 /// When workers poll.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -12,15 +11,12 @@ use vvu_pmd::bdev::Disk;
 use vvu_pmd::blk::{BlkConfig, Face};
 use vvu_pmd::{BlkDevice, BlkWorkers};
 
-use crate::args::{Cpus, Poll, parse_cpus};
+use crate::args::Serving;
 use crate::disk::DiskSpec;
-use crate::neighbour::{Neighbour, Reach};
-use crate::port::{Options, number};
+use crate::neighbour::Neighbour;
+use crate::port::number;
 use crate::signals::Shutdown;
-use crate::wiring::first_cpu;
-
-/// What the program says once every device can be used; scripts wait for it.
-const READY: &str = "ready";
+use crate::storage;
 
 pub(crate) const EXAMPLES: &str = "\
 Ports:
@@ -95,14 +91,6 @@ pub(crate) struct Blk {
     #[arg(short, long = "disk", required = true, value_name = "DISK")]
     pub(crate) disks: Vec<DiskSpec>,
 
-    /// CPUs to poll on, one worker each: 0,2 or 0-3. Default: the first CPU this process may use
-    #[arg(short, long, value_name = "LIST", value_parser = parse_cpus)]
-    pub(crate) cores: Option<Cpus>,
-
-    /// When workers poll, and when they wait to be kicked
-    #[arg(long, value_name = "MODE", default_value = "adaptive")]
-    pub(crate) poll: Poll,
-
     /// Serial number of disks whose port has none. Default: the disk's name
     #[arg(long, value_name = "TEXT", value_parser = serial)]
     pub(crate) serial: Option<String>,
@@ -111,18 +99,8 @@ pub(crate) struct Blk {
     #[arg(long)]
     pub(crate) readonly: bool,
 
-    /// Print a table of counters every so often
-    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) stats: Option<u64>,
-
-    /// Print every vhost-user message, decoded
-    #[arg(long)]
-    pub(crate) trace: bool,
-
-    /// Drive functions although the IOMMU cannot remap interrupts. A function that is handed to
-    /// a program without interrupt remapping can forge interrupts of the whole machine
-    #[arg(long)]
-    pub(crate) allow_unsafe_interrupts: bool,
+    #[command(flatten)]
+    pub(crate) serving: Serving,
 }
 
 /// Queues of a device whose port does not say.
@@ -151,17 +129,7 @@ impl FromStr for BlkPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| {
-            format!("{text:?} has no kind; write vvu:BDF, vfio-user:PATH or unix:PATH")
-        })?;
-        let mut parts = rest.split(',');
-        let target = parts.next().unwrap_or_default();
-        let mut options = Options::new(parts)?;
-        let Some((name, at)) = Neighbour::take(scheme, target, &mut options)? else {
-            return Err(format!(
-                "{scheme:?} is not a kind of port; there are vvu, vfio-user and unix"
-            ));
-        };
+        let (scheme, name, at, mut options) = Neighbour::port(text)?;
         let port = Self {
             name,
             at,
@@ -181,11 +149,8 @@ impl FromStr for BlkPort {
 pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
     let places = assign(&blk.ports, blk.disks.len())?;
     let shutdown = Shutdown::new()?;
-    let cpus = match &blk.cores {
-        Some(cpus) => cpus.0.clone(),
-        None => vec![first_cpu()?],
-    };
-    let workers = BlkWorkers::new(&cpus, blk.poll.into()).context("cannot start the workers")?;
+    let (cpus, polling) = (blk.serving.cpus()?, blk.serving.poll.into());
+    let workers = BlkWorkers::new(&cpus, polling).context("cannot start the workers")?;
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     for disk in &blk.disks {
         disks.push(disk.open()?);
@@ -201,58 +166,28 @@ pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
         };
         let face = Face::new(&port.name, disk, config);
         let device = BlkDevice::new(Arc::clone(&face), Arc::clone(&workers));
-        let reach = Reach {
-            trace: blk.trace,
-            unsafe_interrupts: blk.allow_unsafe_interrupts,
-        };
-        let transport = port.at.transport(port.queues, reach);
+        let transport = port.at.transport(port.queues, blk.serving.reach());
         let transport = transport.with_context(|| format!("port {}", port.name))?;
         let session = Session::spawn(transport, Box::new(device));
         sessions.push(session.context("cannot start a thread")?);
         faces.push(face);
     }
-    tracing::info!(devices = faces.len(), disks = disks.len(), "{READY}");
+    tracing::info!(
+        devices = faces.len(),
+        disks = disks.len(),
+        "{}",
+        storage::READY
+    );
 
-    let start = Instant::now();
-    let mut printed = 0;
-    while !shutdown.wait(Some(LOOK)) {
+    let look = || {
         for disk in &disks {
             // One that cannot be asked any more fails its requests, too, and says so there.
             let _ = disk.refresh();
         }
-        let now = start.elapsed().as_secs();
-        if let Some(interval) = blk.stats
-            && now / interval > printed
-        {
-            printed = now / interval;
-            println!("after {now} s");
-            print(&faces, &workers);
-        }
-    }
-
-    tracing::info!("stopping");
-    for session in &sessions {
-        session.stop_signal().raise();
-    }
-    sessions.into_iter().for_each(Session::stop);
-    if blk.stats.is_some() {
-        println!("at the end");
-        print(&faces, &workers);
-    }
+    };
+    let print = || storage::print(faces.iter().map(|face| face.snapshot()), &workers.stats());
+    storage::serve(&shutdown, blk.serving.stats, sessions, look, print);
     Ok(())
-}
-
-/// How often disks are asked whether they have another size.
-const LOOK: Duration = Duration::from_secs(1);
-
-fn print(faces: &[Arc<Face>], workers: &BlkWorkers) {
-    for face in faces {
-        println!("{}", face.snapshot());
-    }
-    for (number, worker) in workers.stats().iter().enumerate() {
-        println!("worker {number} {worker}");
-    }
-    println!();
 }
 
 /// The disk of each port. Every disk must have one.

@@ -13,6 +13,7 @@ mod port;
 mod rules;
 mod scsi;
 mod signals;
+mod storage;
 mod wiring;
 
 use std::process::ExitCode;

@@ -76,6 +76,23 @@ impl Neighbour {
         }))
     }
 
+    /// A port of a device that is always a front-end's: its name, where it is, and the options that
+    /// are left. Also the scheme, for messages.
+    pub(crate) fn port(text: &str) -> Result<(&str, String, Self, Options<'_>), String> {
+        let (scheme, rest) = text.split_once(':').ok_or_else(|| {
+            format!("{text:?} has no kind; write vvu:BDF, vfio-user:PATH or unix:PATH")
+        })?;
+        let mut parts = rest.split(',');
+        let target = parts.next().unwrap_or_default();
+        let mut options = Options::new(parts)?;
+        match Self::take(scheme, target, &mut options)? {
+            Some((name, at)) => Ok((scheme, name, at, options)),
+            None => Err(format!(
+                "{scheme:?} is not a kind of port; there are vvu, vfio-user and unix"
+            )),
+        }
+    }
+
     /// A transport to front-ends there, for a device with so many queues.
     pub(crate) fn transport(
         &self,

@@ -9,10 +9,9 @@ use vvu_pmd::backend::{GenConfig, PortId, PortKind};
 use vvu_pmd::net::NetConfig;
 
 use crate::args::Net;
-use crate::neighbour::Reach;
 use crate::port::{CaptureSpec, Device, Kind, Mac, PortSpec};
 use crate::signals::Shutdown;
-use crate::wiring::{Wiring, first_cpu};
+use crate::wiring::Wiring;
 
 /// What the program says once every port can be used; scripts wait for it.
 const READY: &str = "ready";
@@ -41,7 +40,7 @@ pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
     tracing::info!(ports = net.ports.len(), "{READY}");
 
     let start = Instant::now();
-    let interval = net.stats.map(Duration::from_secs);
+    let interval = net.serving.stats.map(Duration::from_secs);
     while !shutdown.wait(interval) {
         println!("after {} s", start.elapsed().as_secs());
         println!("{}", wiring.workers.stats());
@@ -115,12 +114,9 @@ fn mirrors(ports: &[PortSpec]) -> anyhow::Result<Vec<(usize, usize)>> {
 }
 
 fn start(net: &Net) -> anyhow::Result<Wiring> {
-    let cpus = match &net.cores {
-        Some(cpus) => cpus.0.clone(),
-        None => vec![first_cpu()?],
-    };
+    let cpus = net.serving.cpus()?;
     let ageing = u32::try_from(net.ageing).context("--ageing is longer than 136 years")?;
-    Wiring::new(&cpus, ageing, net.poll.into())
+    Wiring::new(&cpus, ageing, net.serving.poll.into())
 }
 
 /// Adds one port to the switch; a virtio-net device also gets a session.
@@ -157,11 +153,7 @@ fn transport(net: &Net, port: &PortSpec) -> anyhow::Result<Option<Box<dyn Transp
     let Kind::Card { at, device } = &port.kind else {
         return Ok(None);
     };
-    let reach = Reach {
-        trace: net.trace,
-        unsafe_interrupts: net.allow_unsafe_interrupts,
-    };
-    at.transport(device.queues(), reach).map(Some)
+    at.transport(device.queues(), net.serving.reach()).map(Some)
 }
 
 fn card(net: &Net, number: u64, port: &PortSpec, device: &Device) -> NetConfig {

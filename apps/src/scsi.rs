@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -12,15 +11,12 @@ use vvu::session::Session;
 use vvu_pmd::scsi::{Address, Face, Lun, ScsiConfig, Store};
 use vvu_pmd::{ScsiDevice, ScsiWorkers};
 
-use crate::args::{Cpus, Poll, parse_cpus};
+use crate::args::Serving;
 use crate::disk::DiskSpec;
-use crate::neighbour::{Neighbour, Reach};
+use crate::neighbour::Neighbour;
 use crate::port::{Options, number};
 use crate::signals::Shutdown;
-use crate::wiring::first_cpu;
-
-/// What the program says once every device can be used; scripts wait for it.
-const READY: &str = "ready";
+use crate::storage;
 
 pub(crate) const EXAMPLES: &str = "\
 Ports:
@@ -74,30 +70,12 @@ pub(crate) struct Scsi {
     #[arg(long = "luns", value_name = "FILE")]
     pub(crate) list: Option<PathBuf>,
 
-    /// CPUs to poll on, one worker each: 0,2 or 0-3. Default: the first CPU this process may use
-    #[arg(short, long, value_name = "LIST", value_parser = parse_cpus)]
-    pub(crate) cores: Option<Cpus>,
-
-    /// When workers poll, and when they wait to be kicked
-    #[arg(long, value_name = "MODE", default_value = "adaptive")]
-    pub(crate) poll: Poll,
-
     /// No guest may write to any unit
     #[arg(long)]
     pub(crate) readonly: bool,
 
-    /// Print a table of counters every so often
-    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) stats: Option<u64>,
-
-    /// Print every vhost-user message, decoded
-    #[arg(long)]
-    pub(crate) trace: bool,
-
-    /// Drive functions although the IOMMU cannot remap interrupts. A function that is handed to
-    /// a program without interrupt remapping can forge interrupts of the whole machine
-    #[arg(long)]
-    pub(crate) allow_unsafe_interrupts: bool,
+    #[command(flatten)]
+    pub(crate) serving: Serving,
 }
 
 /// Request queues of a device whose port does not say.
@@ -115,17 +93,7 @@ impl FromStr for ScsiPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| {
-            format!("{text:?} has no kind; write vvu:BDF, vfio-user:PATH or unix:PATH")
-        })?;
-        let mut parts = rest.split(',');
-        let target = parts.next().unwrap_or_default();
-        let mut options = Options::new(parts)?;
-        let Some((name, at)) = Neighbour::take(scheme, target, &mut options)? else {
-            return Err(format!(
-                "{scheme:?} is not a kind of port; there are vvu, vfio-user and unix"
-            ));
-        };
+        let (scheme, name, at, mut options) = Neighbour::port(text)?;
         let queues = options.take("queues", |v| number(v, 1..=ScsiConfig::MAX_QUEUES))?;
         options.finish(&format!("{scheme}: port"))?;
         Ok(Self {
@@ -334,11 +302,8 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
     }
     check(scsi.luns.iter(), scsi.ports.len())?;
     let shutdown = Shutdown::new()?;
-    let cpus = match &scsi.cores {
-        Some(cpus) => cpus.0.clone(),
-        None => vec![first_cpu()?],
-    };
-    let workers = ScsiWorkers::new(&cpus, scsi.poll.into()).context("cannot start the workers")?;
+    let (cpus, polling) = (scsi.serving.cpus()?, scsi.serving.poll.into());
+    let workers = ScsiWorkers::new(&cpus, polling).context("cannot start the workers")?;
     let face = |port: &ScsiPort| {
         let config = ScsiConfig {
             queues: port.queues,
@@ -363,21 +328,20 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
     let mut sessions = Vec::new();
     for (port, face) in scsi.ports.iter().zip(&faces) {
         let device = ScsiDevice::new(Arc::clone(face), Arc::clone(&workers));
-        let reach = Reach {
-            trace: scsi.trace,
-            unsafe_interrupts: scsi.allow_unsafe_interrupts,
-        };
-        let transport = port.at.transport(face.queues(), reach);
+        let transport = port.at.transport(face.queues(), scsi.serving.reach());
         let transport = transport.with_context(|| format!("port {}", port.name))?;
         let session = Session::spawn(transport, Box::new(device));
         sessions.push(session.context("cannot start a thread")?);
     }
-    tracing::info!(devices = faces.len(), units = units.open.len(), "{READY}");
+    tracing::info!(
+        devices = faces.len(),
+        units = units.open.len(),
+        "{}",
+        storage::READY
+    );
 
-    let start = Instant::now();
-    let mut printed = 0;
     let mut complaint = String::new();
-    while !shutdown.wait(Some(LOOK)) {
+    let look = || {
         for lun in units.open.values() {
             // One that cannot be asked any more fails its commands, too, and says so there.
             let _ = lun.disk().refresh();
@@ -390,39 +354,10 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
                 tracing::error!("units stay as they are: {complaint}");
             }
         }
-        let now = start.elapsed().as_secs();
-        if let Some(interval) = scsi.stats
-            && now / interval > printed
-        {
-            printed = now / interval;
-            println!("after {now} s");
-            print(&faces, &workers);
-        }
-    }
-
-    tracing::info!("stopping");
-    for session in &sessions {
-        session.stop_signal().raise();
-    }
-    sessions.into_iter().for_each(Session::stop);
-    if scsi.stats.is_some() {
-        println!("at the end");
-        print(&faces, &workers);
-    }
+    };
+    let print = || storage::print(faces.iter().map(|face| face.snapshot()), &workers.stats());
+    storage::serve(&shutdown, scsi.serving.stats, sessions, look, print);
     Ok(())
-}
-
-/// How often disks are asked whether they have another size, and the list is read.
-const LOOK: Duration = Duration::from_secs(1);
-
-fn print(faces: &[Arc<Face>], workers: &ScsiWorkers) {
-    for face in faces {
-        println!("{}", face.snapshot());
-    }
-    for (number, worker) in workers.stats().iter().enumerate() {
-        println!("worker {number} {worker}");
-    }
-    println!();
 }
 
 #[cfg(test)]

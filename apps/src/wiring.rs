@@ -47,12 +47,17 @@ impl Wiring {
 
     /// Ends the sessions: rings are stopped, functions left reset. The counters stay.
     pub(crate) fn stop(&mut self) {
-        // All are told before any is waited for.
-        for session in &self.sessions {
-            session.stop_signal().raise();
-        }
-        self.sessions.drain(..).for_each(Session::stop);
+        stop(std::mem::take(&mut self.sessions));
     }
+}
+
+/// Ends sessions.
+pub(crate) fn stop(sessions: Vec<Session>) {
+    // All are told before any is waited for.
+    for session in &sessions {
+        session.stop_signal().raise();
+    }
+    sessions.into_iter().for_each(Session::stop);
 }
 
 /// The first CPU that this process may use.

@@ -6,8 +6,8 @@ use vvu::memory::MemTable;
 use vvu::notify::Call;
 use vvu::virtio::{DeviceError, Vring};
 
+use super::common::setup;
 use super::device::{self, Front, StorageDevice};
-use super::net::setup;
 use super::shelf;
 use super::storage::Storage;
 use crate::blk::{Face, Lists, PrepareError, Prepared, Queue};

@@ -10,7 +10,7 @@ use vvu::memory::MemTable;
 use vvu::notify::Call;
 use vvu::virtio::{DeviceError, RingAreas, RingChange, VirtioDevice, Vring};
 
-use super::net::setup;
+use super::common::{self, setup};
 use super::shelf::{self, Key, Shelf};
 use super::storage::{Storage, deadline};
 use crate::vring::{Moved, SetupError};
@@ -218,17 +218,7 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
 
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
         let space = self.face.space();
-        let start = offset as usize;
-        let bytes = start
-            .checked_add(data.len())
-            .and_then(|end| space.get(start..end))
-            .ok_or(DeviceError::Config {
-                access: "read",
-                offset,
-                len: data.len(),
-            })?;
-        data.copy_from_slice(bytes);
-        Ok(())
+        common::read_space(&space, offset, data)
     }
 
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
@@ -243,15 +233,8 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
     }
 
     fn set_features(&mut self, features: u64) -> Result<(), DeviceError> {
-        let offered = self.features();
-        if features & !offered != 0 {
-            return Err(DeviceError::Features {
-                acked: features,
-                offered,
-            });
-        }
         // Every ring brings the features it is started with.
-        Ok(())
+        common::check_features(features, self.features())
     }
 
     fn tracks_inflight(&self) -> bool {
@@ -331,14 +314,8 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
             let spare = F::Queue::spare(size, &memory);
             moves.push((index, moved.map_err(setup)?, spare));
         }
-        // A running ring without a new place would go on with the old memory.
-        let missing = |index: &&u16| !moves.iter().any(|(moved, ..)| moved == *index);
-        if let Some(&index) = self.running.keys().find(missing) {
-            return Err(DeviceError::RingState {
-                index,
-                state: "running but has no place in the new memory",
-            });
-        }
+        let moved = moves.iter().map(|(index, ..)| *index);
+        common::check_moved(self.running.keys().copied(), moved)?;
         // What is in flight has the old memory.
         let (mut stuck, deadline) = (None, deadline());
         for &(index, ..) in &moves {

@@ -8,6 +8,7 @@
 //! the caller's side; a worker only takes over what was made ready and hands back what is old.
 
 mod blk;
+mod common;
 mod device;
 mod net;
 mod scsi;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vvu::memory::{Area, MemTable};
 use vvu::virtio::{DeviceError, RingAreas, RingChange, VirtioDevice, Vring};
 
+use super::common::{self, setup};
 use crate::net::{Control, ControlPort, Fdb, NetConfig, Switch};
 use crate::port::{PreparedRing, Rings, RxPort, TxPort};
 use crate::vring::{Moved, SetupError};
@@ -52,17 +53,6 @@ fn rings(switch: &mut Switch, port: u16, role: Role) -> Option<&mut Rings> {
         (_, TxPort::Vhost(tx)) if role == Role::Receive => Some(&mut tx.rings),
         (RxPort::Vhost(rx), _) if role == Role::Transmit => Some(&mut rx.rings),
         _ => None,
-    }
-}
-
-pub(super) fn setup(error: SetupError) -> DeviceError {
-    tracing::warn!(%error, "ring refused");
-    match error {
-        SetupError::Size(_) => DeviceError::Unsupported("this ring size"),
-        SetupError::Base { .. } => DeviceError::Unsupported("a ring that begins there"),
-        SetupError::Area { .. } => DeviceError::Unsupported("rings at these addresses"),
-        SetupError::Inflight { .. } => DeviceError::Unsupported("this in-flight buffer"),
-        SetupError::Kick(_) => DeviceError::Unsupported("a kick of this kind"),
     }
 }
 
@@ -156,17 +146,7 @@ impl VirtioDevice for NetDevice {
         let now = |control: &mut Control| (control.mac(), control.wants_announcement());
         let (mac, announce) = self.with_control(now).unwrap_or((self.config.mac, false));
         let space = self.config.space(mac, self.mtu, announce);
-        let start = offset as usize;
-        let bytes = start
-            .checked_add(data.len())
-            .and_then(|end| space.get(start..end))
-            .ok_or(DeviceError::Config {
-                access: "read",
-                offset,
-                len: data.len(),
-            })?;
-        data.copy_from_slice(bytes);
-        Ok(())
+        common::read_space(&space, offset, data)
     }
 
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
@@ -179,13 +159,7 @@ impl VirtioDevice for NetDevice {
     }
 
     fn set_features(&mut self, features: u64) -> Result<(), DeviceError> {
-        let offered = self.features();
-        if features & !offered != 0 {
-            return Err(DeviceError::Features {
-                acked: features,
-                offered,
-            });
-        }
+        common::check_features(features, self.features())?;
         // Every ring brings the features it is started with; these say which it is.
         self.features = features;
         if self.config.control {
@@ -273,14 +247,8 @@ impl VirtioDevice for NetDevice {
                 moves.push((index, self.role(index), moved.map_err(setup)?));
             }
         }
-        // A running ring without a new place would go on with the old memory.
-        let missing = |index: &&u16| !moves.iter().any(|(moved, ..)| moved == *index);
-        if let Some(&index) = self.running.keys().find(missing) {
-            return Err(DeviceError::RingState {
-                index,
-                state: "running but has no place in the new memory",
-            });
-        }
+        let moved = moves.iter().map(|(index, ..)| *index);
+        common::check_moved(self.running.keys().copied(), moved)?;
         let port = self.port;
         let old = self.worker.call(move |switch| {
             let moved = moves.into_iter();

@@ -6,8 +6,8 @@ use vvu::memory::{MemTable, Scatter};
 use vvu::notify::Call;
 use vvu::virtio::{DeviceError, Vring};
 
+use super::common::setup;
 use super::device::{self, Front, Place, StorageDevice};
-use super::net::setup;
 use super::shelf;
 use super::storage::Storage;
 use crate::scsi::{Face, Letter, Mailbox, Prepared, Queue};

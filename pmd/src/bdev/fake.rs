@@ -71,17 +71,10 @@ impl Disk for Fake {
     }
 
     fn abilities(&self) -> Abilities {
-        let limits = Some(Limits {
+        Abilities::all(Limits {
             max_bytes: 1 << 30,
             granularity: 512,
-        });
-        Abilities {
-            read_only: false,
-            write_back: true,
-            discard: limits,
-            write_zeroes: limits,
-            needs_pinnable: false,
-        }
+        })
     }
 
     fn channel(&self) -> Result<Box<dyn Channel>, DiskError> {

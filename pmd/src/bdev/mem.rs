@@ -4,15 +4,12 @@
 //! make it asynchronous. Channels of several workers may copy at the same time; what two requests
 //! to one block do then is as undefined as on any disk.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use vvu::memory::{Area, Mapping, MemoryError, copy};
 
-use super::{
-    Abilities, Channel, Disk, DiskError, Done, Geometry, IoError, Limits, Op, Request, Size,
-};
-use crate::wake::Quiet;
+use super::at_once::{AtOnce, Run};
+use super::{Abilities, Channel, Disk, DiskError, Geometry, IoError, Limits, Op, Request, Size};
 
 /// Zeroes to copy from.
 static ZEROES: [u8; 4096] = [0; 4096];
@@ -81,29 +78,19 @@ impl Disk for Mem {
     }
 
     fn abilities(&self) -> Abilities {
-        let limits = Some(Limits {
+        Abilities::all(Limits {
             // What a worker zeroes between two looks at everything else.
             max_bytes: 4 << 20,
             granularity: self.geometry.logical_block,
-        });
-        Abilities {
-            read_only: false,
-            write_back: true,
-            discard: limits,
-            write_zeroes: limits,
-            needs_pinnable: false,
-        }
+        })
     }
 
     fn channel(&self) -> Result<Box<dyn Channel>, DiskError> {
-        Ok(Box::new(MemChannel {
-            store: Arc::clone(&self.store),
-            done: Vec::new(),
-        }))
+        Ok(Box::new(AtOnce::new(Arc::clone(&self.store))))
     }
 }
 
-impl Store {
+impl Run for Arc<Store> {
     fn run(&self, request: &Request) -> Result<(), IoError> {
         request.check(self.size.get(), self.block)?;
         let slice = self.bytes.slice();
@@ -137,39 +124,5 @@ impl Store {
             Op::Flush | Op::Discard => {}
         }
         Ok(())
-    }
-}
-
-#[derive(Debug)]
-struct MemChannel {
-    store: Arc<Store>,
-    done: Vec<Done>,
-}
-
-impl Channel for MemChannel {
-    fn submit(&mut self, requests: &mut Vec<Request>) {
-        for request in requests.drain(..) {
-            let result = self.store.run(&request);
-            self.done.push(request.done(result));
-        }
-    }
-
-    fn reap(&mut self, done: &mut Vec<Done>) {
-        done.append(&mut self.done);
-    }
-
-    fn in_flight(&self) -> usize {
-        self.done.len()
-    }
-
-    fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn arm(&mut self) -> Quiet {
-        match self.done.is_empty() {
-            true => Quiet::Kicked,
-            false => Quiet::Busy,
-        }
     }
 }

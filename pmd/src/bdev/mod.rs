@@ -37,10 +37,11 @@
 //! | `paced`, `held` | before another disk: requests wait, for a throttle or a delay |
 //! | `fault` | before another disk: it fails as told |
 //! | `volatile` | before another disk: what is not flushed does not survive a power cut |
-//! | `bytes`, `slots`, `timer` | what several of these need |
+//! | `at_once`, `bytes`, `slots`, `timer` | what several of these need |
 //!
 //! This room knows no virtio, no rings and no workers.
 
+mod at_once;
 mod bytes;
 #[cfg(test)]
 mod fake;
@@ -316,6 +317,19 @@ pub struct Abilities {
     /// Memory must be pinnable: the channel copies requests whose memory is not
     /// ([`Scatter::is_pinnable`]) through buffers of its own, of which there is a bounded number.
     pub needs_pinnable: bool,
+}
+
+impl Abilities {
+    /// Everything, on memory of any kind; `limits` are those of discarding and of zeroing.
+    pub fn all(limits: Limits) -> Self {
+        Self {
+            read_only: false,
+            write_back: true,
+            discard: Some(limits),
+            write_zeroes: Some(limits),
+            needs_pinnable: false,
+        }
+    }
 }
 
 /// Who wants to know when a disk changes its size.

@@ -1,11 +1,10 @@
 //! A disk that is not there: reads return whatever the memory held, writes go nowhere. To see
 //! what everything else costs.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::{Abilities, Channel, Disk, DiskError, Done, Geometry, Limits, Request, Size};
-use crate::wake::Quiet;
+use super::at_once::{AtOnce, Run};
+use super::{Abilities, Channel, Disk, DiskError, Geometry, IoError, Limits, Request, Size};
 
 /// See the top of this file.
 #[derive(Debug)]
@@ -40,61 +39,29 @@ impl Disk for Null {
     }
 
     fn abilities(&self) -> Abilities {
-        let limits = Some(Limits {
+        Abilities::all(Limits {
             max_bytes: 1 << 30,
             granularity: self.geometry.logical_block,
-        });
-        Abilities {
-            read_only: false,
-            write_back: true,
-            discard: limits,
-            write_zeroes: limits,
-            needs_pinnable: false,
-        }
+        })
     }
 
     fn channel(&self) -> Result<Box<dyn Channel>, DiskError> {
-        Ok(Box::new(NullChannel {
+        Ok(Box::new(AtOnce::new(Nothing {
             size: Arc::clone(&self.size),
             block: self.geometry.logical_block,
-            done: Vec::new(),
-        }))
+        })))
     }
 }
 
+/// What a channel must know to refuse what no disk of this kind can do.
 #[derive(Debug)]
-struct NullChannel {
+struct Nothing {
     size: Arc<Size>,
     block: u32,
-    done: Vec<Done>,
 }
 
-impl Channel for NullChannel {
-    fn submit(&mut self, requests: &mut Vec<Request>) {
-        let (size, block) = (self.size.get(), self.block);
-        let done = requests.drain(..).map(|request| {
-            let result = request.check(size, block);
-            request.done(result)
-        });
-        self.done.extend(done);
-    }
-
-    fn reap(&mut self, done: &mut Vec<Done>) {
-        done.append(&mut self.done);
-    }
-
-    fn in_flight(&self) -> usize {
-        self.done.len()
-    }
-
-    fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn arm(&mut self) -> Quiet {
-        match self.done.is_empty() {
-            true => Quiet::Kicked,
-            false => Quiet::Busy,
-        }
+impl Run for Nothing {
+    fn run(&self, request: &Request) -> Result<(), IoError> {
+        request.check(self.size.get(), self.block)
     }
 }
