@@ -183,8 +183,8 @@ pub fn run(data: &[u8]) {
         used: 0,
         writable: vec![false; MEMORY],
     };
-    let mut before = vec![0; MEMORY];
-    let mut after = vec![0; MEMORY];
+    let mut before = vec![0u8; MEMORY];
+    let mut after = vec![0u8; MEMORY];
     while !input.is_empty() {
         match input.u8() % op::COUNT {
             op::HEADER => {
