@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
 
 use super::connection::Connection;
 use super::{SessionError, Status};
@@ -19,10 +19,11 @@ const NANOSECONDS: i64 = 1_000_000_000;
 /// nothing else happens: once a second, and all sessions of a machine at the same moment, so that
 /// an idle processor is woken once and not by each of them.
 fn next_look() -> Timespec {
-    let now = clock_gettime(ClockId::Monotonic);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanos = now.map_or(0, |now| i64::from(now.subsec_nanos()));
     Timespec {
         tv_sec: 0,
-        tv_nsec: NANOSECONDS - 1 - now.tv_nsec,
+        tv_nsec: NANOSECONDS - 1 - nanos,
     }
 }
 
