@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
+use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::VolatileSlice;
 
 use super::MemoryError;
@@ -38,8 +38,8 @@ pub fn hugepage_size() -> Option<usize> {
     kib.checked_mul(1024)
 }
 
-/// Asks the kernel to keep `table` in transparent hugepages, as far as it covers whole ones. Best
-/// before it is used for the first time; to be told only where there are none.
+/// Asks the kernel to keep `table` in transparent hugepages, as far as it covers whole ones: at once
+/// (Linux 6.1 or later), or when it gets around to it.
 pub fn prefer_hugepages<T>(table: &[T]) {
     let page = page_size();
     let start = table.as_ptr().addr();
@@ -48,11 +48,17 @@ pub fn prefer_hugepages<T>(table: &[T]) {
     if len == 0 {
         return;
     }
-    let first = table.as_ptr().cast::<u8>().wrapping_add(lead).cast_mut();
-    // SAFETY: the range is inside `table`, and this advice changes how its bytes are kept, never
-    // what they are.
-    if let Err(errno) = unsafe { madvise(first.cast(), len, Advice::LinuxHugepage) } {
-        tracing::debug!(%errno, "no transparent hugepages");
+    let first = table
+        .as_ptr()
+        .cast::<libc::c_void>()
+        .wrapping_byte_add(lead);
+    for advice in [libc::MADV_HUGEPAGE, libc::MADV_COLLAPSE] {
+        // SAFETY: the range is inside `table`, and this advice changes how its bytes are kept,
+        // never what they are.
+        if unsafe { libc::madvise(first.cast_mut(), len, advice) } != 0 {
+            let error = std::io::Error::last_os_error();
+            tracing::debug!(%error, advice, "no transparent hugepages");
+        }
     }
 }
 

@@ -13,8 +13,10 @@
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::hash::{BuildHasher, RandomState};
+use std::hint::select_unpredictable;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use vvu::memory::copy::prefetch;
 use vvu::memory::prefer_hugepages;
 use zerocopy::FromZeros;
 
@@ -169,7 +171,7 @@ impl Fdb {
     /// Brings the line where an address probably is nearer, so that the misses of a burst overlap.
     #[inline]
     pub(super) fn touch(&self, spot: &Spot) {
-        let _ = self.bucket(spot.first).words[0].load(Relaxed);
+        prefetch(std::ptr::from_ref(self.bucket(spot.first)).cast());
     }
 
     #[inline]
@@ -200,17 +202,24 @@ impl Fdb {
     /// The first of them.
     #[inline]
     fn first(&self, spot: &Spot) -> Option<(u64, Slot<'_>)> {
+        // Which way it is nobody can guess, so all are looked at rather than branched on.
         let look = |bucket: u32, wanted: u64| {
             let bucket = self.bucket(bucket);
-            for slot in bucket.words.iter().zip(&bucket.seen) {
-                let word = slot.0.load(Relaxed);
-                if word & IDENTITY == wanted && port_of(word).is_some() {
-                    return Some((word, slot));
-                }
+            let mut way = WAYS;
+            for (at, word) in bucket.words.iter().enumerate().rev() {
+                let differs = (word.load(Relaxed) ^ wanted) & IDENTITY;
+                way = select_unpredictable(differs == 0, at, way);
             }
-            None
+            let slot = (bucket.words.get(way)?, bucket.seen.get(way)?);
+            let word = slot.0.load(Relaxed);
+            (word & IDENTITY == wanted && port_of(word).is_some()).then_some((word, slot))
         };
-        look(spot.first, spot.tag).or_else(|| look(spot.second, spot.tag | SECOND))
+        let found = look(spot.first, spot.tag).or_else(|| look(spot.second, spot.tag | SECOND));
+        // One whose rest of the key is 0 looks like an empty slot.
+        match found {
+            None if spot.tag == 0 => self.entries(spot).next(),
+            found => found,
+        }
     }
 
     /// The port where the address was last seen.
