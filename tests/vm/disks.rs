@@ -16,7 +16,7 @@ const READY: &str = "ready";
 const START: Duration = Duration::from_secs(10);
 
 /// Longest time in which a file system is made, checked or filled.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 
 /// Bytes of each disk.
 pub const DISK: u64 = 128 << 20;
