@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::guest::Guest;
 use crate::job::Job;
@@ -298,7 +298,8 @@ impl Disks {
 
     /// Waits for fio's end.
     pub fn finish_fio(&self, job: &Job) -> Result<()> {
-        let output = job.wait(LONG).with_context(|| self.printed())?;
+        let output = job.wait(LONG);
+        let output = output.map_err(|error| anyhow!("{error:#}\n{}", self.printed()))?;
         ensure!(
             output.code == Some(0),
             "fio ended with {:?}: {} {}\n{}",
