@@ -59,7 +59,12 @@ impl Guest {
 
     /// Feature bits that its network driver and device agreed upon.
     pub fn features(&self) -> Result<u64> {
-        let text = self.read("/sys/class/net/eth0/device/features")?;
+        self.features_of("/sys/class/net/eth0/device")
+    }
+
+    /// The same of any virtio device, by its directory in sysfs.
+    pub fn features_of(&self, device: &str) -> Result<u64> {
+        let text = self.read(&format!("{device}/features"))?;
         let bits = text.trim().bytes().take(64).enumerate();
         Ok(bits.fold(0, |all, (bit, digit)| all | u64::from(digit == b'1') << bit))
     }

@@ -1,9 +1,10 @@
 //! The usual line-up of disks: a guest that has them, and what serves them.
 
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::guest::Guest;
 use crate::job::Job;
@@ -15,7 +16,7 @@ const READY: &str = "ready";
 const START: Duration = Duration::from_secs(10);
 
 /// Longest time in which a file system is made, checked or filled.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 
 /// Bytes of each disk.
 pub const DISK: u64 = 128 << 20;
@@ -31,6 +32,8 @@ pub struct Server {
     name: &'static str,
     arguments: Vec<String>,
     running: Option<Running>,
+    /// What it printed in earlier lives.
+    said: String,
 }
 
 impl Server {
@@ -40,12 +43,31 @@ impl Server {
         Self::new("blk", &["--port", port, "--disk", &disk])
     }
 
+    /// `vvu scsi` at these ports, all of which have two logical units, in files. Another file keeps
+    /// the first one's reservations.
+    fn scsi(ports: &[String], files: [&Path; 2], state: &Path) -> Self {
+        let [first, second] = files.map(|file| format!("file:{},size={DISK}", file.display()));
+        let units = [
+            format!("0:0={first},state={}", state.display()),
+            format!("0:1={second}"),
+        ];
+        let mut arguments = Vec::new();
+        for port in ports {
+            arguments.extend(["--port", port]);
+        }
+        for unit in &units {
+            arguments.extend(["--lun", unit]);
+        }
+        Self::new("scsi", &arguments)
+    }
+
     fn new(name: &'static str, arguments: &[&str]) -> Self {
         let words = [name].into_iter().chain(arguments.iter().copied());
         Self {
             name,
             arguments: words.map(str::to_owned).collect(),
             running: None,
+            said: String::new(),
         }
     }
 
@@ -70,27 +92,39 @@ impl Server {
     }
 
     fn kill(&mut self) -> Result<()> {
+        self.said = self.printed();
         match self.running.take().context("it does not run")? {
             Running::OnHost(mut process) => process.kill(),
             Running::InGuest(job) => job.kill(),
         }
     }
 
-    /// Everything it has printed.
+    /// Everything it has printed, in all of its lives.
     pub fn printed(&self) -> String {
-        match &self.running {
+        let now = match &self.running {
             None => String::new(),
             Some(Running::OnHost(process)) => process.output(),
             Some(Running::InGuest(job)) => job.printed(),
-        }
+        };
+        format!("{}{now}", self.said)
+    }
+
+    /// Requests that it found in flight when it was started, in all of its lives.
+    pub fn taken_again(&self) -> u64 {
+        let said = self.printed();
+        let counts = said
+            .lines()
+            .filter(|line| line.contains("taken again"))
+            .filter_map(|line| line.rsplit_once("requests=")?.1.parse::<u64>().ok());
+        counts.sum()
     }
 }
 
-/// A guest with a virtio-blk disk, `vda`.
+/// A guest with a virtio-blk disk, `vda`, and SCSI disks ([`Disks::unit`]).
 pub struct Disks {
     /// The guest.
     pub guest: Guest,
-    /// What serves its disks.
+    /// What serves its disks: `vvu blk` and `vvu scsi`.
     pub servers: Vec<Server>,
     /// Where they run, if not on the host.
     pub appliance: Option<Guest>,
@@ -99,24 +133,36 @@ pub struct Disks {
 }
 
 impl Disks {
-    /// Served by programs on the host.
+    /// Served by programs on the host. Two SCSI adapters have the same units.
     pub fn on_host(lab: Lab) -> Result<Disks> {
-        let blk = lab.socket("blk");
-        let port = |socket: &Path| format!("unix:{}", socket.display());
-        let mut servers = vec![Server::blk(&port(&blk), &lab.file("vda"))];
+        let sockets = ["blk", "scsi0", "scsi1"].map(|name| lab.socket(name));
+        let ports = sockets
+            .each_ref()
+            .map(|socket| format!("unix:{}", socket.display()));
+        let file = |name| lab.file(name);
+        let (vda, units) = (file("vda"), ["unit0", "unit1"].map(file));
+        let units = units.each_ref().map(PathBuf::as_path);
+        let mut servers = vec![
+            Server::blk(&ports[0], &vda),
+            Server::scsi(&ports[1..], units, &file("reservations")),
+        ];
         for server in &mut servers {
             server.start(&lab, None)?;
         }
-        let guest = lab.store("store").blk(&blk).queues(2).boot()?;
+        let [blk, scsi @ ..] = &sockets;
+        let store = lab.store("store").blk(blk).queues(2);
+        let store = scsi.iter().fold(store, |store, socket| store.scsi(socket));
+        let guest = store.boot()?;
         Disks::settle(lab, None, guest, servers)
     }
 
     /// Served by programs in an appliance, through a function each, with packed rings.
     pub fn through_appliance(lab: Lab) -> Result<Disks> {
-        let appliance = lab.appliance().functions(1).boot()?;
+        let appliance = lab.appliance().functions(2).boot()?;
         let guest = lab
             .store("store")
             .blk_via(&appliance, 0)
+            .scsi_via(&appliance, 1)
             .properties("packed=on")
             .boot()?;
         let ports: Vec<String> = appliance
@@ -126,10 +172,11 @@ impl Disks {
         for bdf in appliance.functions() {
             appliance.run(&["vvu", "bind", bdf])?;
         }
-        let mut servers = Vec::new();
-        for port in &ports {
-            servers.push(Server::blk(port, Path::new("/vda")));
-        }
+        let units = ["/unit0", "/unit1"].map(Path::new);
+        let mut servers = vec![
+            Server::blk(&ports[0], "/vda".as_ref()),
+            Server::scsi(&ports[1..], units, "/reservations".as_ref()),
+        ];
         for server in &mut servers {
             server.start(&lab, Some(&appliance))?;
         }
@@ -152,12 +199,43 @@ impl Disks {
         Ok(disks)
     }
 
+    /// The name of a SCSI disk: the LUN of an adapter, both counted from 0. The kernel looks for them
+    /// in the background, and calls them as it likes.
+    pub fn unit(&self, adapter: u32, lun: u32) -> Result<String> {
+        let place = format!("/sys/class/scsi_device/{adapter}:0:0:{lun}/device/block");
+        let deadline = Instant::now() + LONG;
+        loop {
+            let listed = self.guest.start(&["ls", &place])?.wait(LONG)?;
+            if let Some(name) = listed.stdout.split_whitespace().next() {
+                return Ok(name.to_owned());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the guest has no {place}\n{}",
+                self.printed()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// From the next start on, each request takes its time: so many microseconds, or any number
+    /// between two.
+    pub fn delay_requests(&mut self, delay: &str) {
+        let words = self
+            .servers
+            .iter_mut()
+            .flat_map(|server| &mut server.arguments);
+        for disk in words.filter(|word| word.contains("file:")) {
+            *disk += &format!(",delay={delay}");
+        }
+    }
+
     /// Ends the programs that serve with SIGKILL, and after a while starts them again.
     pub fn restart_servers(&mut self, pause: Duration) -> Result<()> {
         for server in &mut self.servers {
             server.kill()?;
         }
-        std::thread::sleep(pause);
+        thread::sleep(pause);
         for server in &mut self.servers {
             server.start(&self.lab, self.appliance.as_ref())?;
         }
@@ -220,7 +298,8 @@ impl Disks {
 
     /// Waits for fio's end.
     pub fn finish_fio(&self, job: &Job) -> Result<()> {
-        let output = job.wait(LONG).with_context(|| self.printed())?;
+        let output = job.wait(LONG);
+        let output = output.map_err(|error| anyhow!("{error:#}\n{}", self.printed()))?;
         ensure!(
             output.code == Some(0),
             "fio ended with {:?}: {} {}\n{}",

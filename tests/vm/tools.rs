@@ -28,8 +28,6 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
     ("sg_compare_and_write", "sg3-utils"),
     ("sg_get_lba_status", "sg3-utils"),
     ("sg_rtpg", "sg3-utils"),
-    ("sg_raw", "sg3-utils"),
-    ("sg_dd", "sg3-utils"),
     ("sg_sync", "sg3-utils"),
     ("sg_start", "sg3-utils"),
 ];

@@ -154,6 +154,7 @@ impl Ring {
             }
         }
         let Vring {
+            index,
             size,
             areas,
             base,
@@ -165,6 +166,7 @@ impl Ring {
             inflight,
             ..
         } = ring;
+        let _span = tracing::info_span!("ring", index).entered();
         let ring = match Places::new(areas, size, features)? {
             Places::Split(mem) => {
                 let format = Split::new(mem, base, features, inflight)?;

@@ -19,14 +19,14 @@ const STREAM: Duration = Duration::from_secs(90);
 const FRAME: u64 = 1514;
 
 /// Feature bits (VIRTIO 1.2, 5.1.3 and 6).
-mod feature {
+pub(crate) mod feature {
     pub(super) const CSUM: u64 = 1 << 0;
     pub(super) const GUEST_CSUM: u64 = 1 << 1;
     pub(super) const GUEST_TSO4: u64 = 1 << 7;
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     pub(super) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const CTRL_VQ: u64 = 1 << 17;
-    pub(super) const RING_PACKED: u64 = 1 << 34;
+    pub(crate) const RING_PACKED: u64 = 1 << 34;
     /// HOST_USO and GUEST_USO4.
     pub(super) const USO: u64 = 1 << 56 | 1 << 54;
     /// What makes long frames pass as they are.
