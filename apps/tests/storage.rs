@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -149,6 +150,29 @@ fn a_disk_may_be_killed_and_started_again() {
         let account = &report["verify_disk"];
         assert!(number(&account["writes"]) > 0, "{options:?}: {report}");
     }
+}
+
+#[test]
+fn a_file_that_somebody_else_writes_is_waited_for() {
+    let scratch = Scratch::new("disk-locked");
+    let file = format!("file:{},size=1M", scratch.path("image"));
+    let blk = |socket: &str| {
+        let port = format!("unix:{}", scratch.path(socket));
+        vvu(&["blk", "--port", &port, "--disk", &file])
+    };
+    let first = Running::new(blk("first").stderr(Stdio::null()));
+    until_listening(&scratch.path("first"));
+    let mut second = Running::new(blk("second").stderr(Stdio::piped()));
+    let said = BufReader::new(second.child.stderr.take().unwrap());
+    // Said once, long before it gives up.
+    let mut said = said.lines().map(Result::unwrap);
+    let waits = said.find(|line| line.contains("somebody else")).unwrap();
+    assert!(waits.contains(&scratch.path("image")), "{waits}");
+    drop(first);
+    until_listening(&scratch.path("second"));
+    job(&scratch.path("second"), &["blk", "read", "--seconds", "1"]);
+    drop(second);
+    assert!(!said.any(|line| line.contains("somebody else")));
 }
 
 #[test]
