@@ -6,9 +6,10 @@ mod common;
 
 use std::fs::File;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use common::{Running, Scratch, job, number, start, until_listening};
-use rustix::fs::{Mode, OFlags};
+use common::{PATIENCE, Running, Scratch, job, number, start, until_listening};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
@@ -32,15 +33,19 @@ struct Served {
 
 impl Served {
     /// `wrapped` comes before the program, and may run it in another surrounding.
-    fn new(scratch: &Scratch, wrapped: Command, kind: &str, disk: &str) -> Self {
+    fn new(scratch: &Scratch, mut wrapped: Command, kind: &str, disk: &str) -> Self {
+        match kind {
+            "blk" => wrapped.args([kind, "--disk", disk]),
+            _ => wrapped.args([kind, "--lun", &format!("0:0={disk}")]),
+        };
+        Self::with(scratch, wrapped)
+    }
+
+    /// With everything but its port.
+    fn with(scratch: &Scratch, mut command: Command) -> Self {
         let (socket, log) = (scratch.path("sock"), scratch.path("log"));
         let _ = std::fs::remove_file(&socket);
-        let mut command = wrapped;
-        command.args([kind, "--port", &format!("unix:{socket},queues=2")]);
-        match kind {
-            "blk" => command.args(["--disk", disk]),
-            _ => command.args(["--lun", &format!("0:0={disk}")]),
-        };
+        command.args(["--port", &format!("unix:{socket},queues=2")]);
         let stderr = File::create(&log).unwrap();
         let running = Running::new(command.stdin(Stdio::null()).stderr(stderr));
         until_listening(&socket);
@@ -51,13 +56,19 @@ impl Served {
         }
     }
 
-    /// That a line of the log has all these words.
+    /// Waits until a line of the log has all these words.
     #[track_caller]
-    fn said(&self, words: &[&str]) {
-        let log = std::fs::read_to_string(&self.log).unwrap();
-        let mut lines = log.lines();
-        let found = lines.any(|line| words.iter().all(|word| line.contains(word)));
-        assert!(found, "nothing of {words:?}: {log}");
+    fn says(&self, words: &[&str]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let log = std::fs::read_to_string(&self.log).unwrap();
+            let mut lines = log.lines();
+            if lines.any(|line| words.iter().all(|word| line.contains(word))) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "nothing of {words:?}: {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -101,13 +112,41 @@ fn a_full_filesystem_is_told_to_the_guest() {
         let (failed, bytes) = (&report["disk"]["failed"], &report["disk"]["bytes"]);
         assert!(number(failed) >= 24 * MIB / 65536, "{report}");
         assert!(number(bytes) >= 6 * MIB, "{report}");
-        served.said(&[&format!("{folder}/image"), "no space left"]);
+        served.says(&[&format!("{folder}/image"), "no space left"]);
         // What is there is read, and what is given back can be written again.
         job(&served.socket, &[kind, "read", "--seconds", "1"]);
         job(&served.socket, &[kind, "discard"]);
         let some = ["--length", "4M"];
         job(&served.socket, &[&write[..], &some].concat());
     }
+}
+
+#[test]
+fn a_unit_of_a_list_comes_when_its_file_is_free() {
+    let scratch = Scratch::new("list");
+    let (image, list) = (scratch.path("image"), scratch.path("units"));
+    let put = |line: String| {
+        std::fs::write(scratch.path("new"), line).unwrap();
+        std::fs::rename(scratch.path("new"), &list).unwrap();
+    };
+    File::create(&image).unwrap().set_len(MIB).unwrap();
+    let holder = File::open(&image).unwrap();
+    rustix::fs::flock(&holder, FlockOperation::LockExclusive).unwrap();
+    put(String::new());
+    let mut wrapped = vvu();
+    wrapped.args(["scsi", "--luns", &list, "--lun", "0:7=mem:1M"]);
+    let served = Served::with(&scratch, wrapped);
+    put(format!("0:0=file:{image}"));
+    served.says(&["units stay", &image, "somebody else has it locked"]);
+    drop(holder);
+    served.says(&["unit added", "lun=0", &image]);
+    job(&served.socket, &["scsi", "verify", "--count", "100"]);
+    // It moves, while its old place may still have the file for a moment.
+    put(format!("0:1=file:{image}"));
+    served.says(&["unit removed", "lun=0", &image]);
+    served.says(&["unit added", "lun=1", &image]);
+    let verify = ["scsi", "--lun", "1", "verify", "--count", "100"];
+    job(&served.socket, &verify);
 }
 
 /// qemu-nbd with a file of 16 MiB behind a socket.
@@ -189,8 +228,8 @@ fn a_server_that_is_killed_or_stalls_for_a_moment_is_a_slow_disk() {
         assert_eq!(code, 0, "{kind}: {report}");
         assert!(number(&report["verify_disk"]["writes"]) > 0, "{report}");
         let name = &scratch.path("nbd");
-        served.said(&[name, "no connection to the server"]);
-        served.said(&[name, "the server is back"]);
+        served.says(&[name, "no connection to the server"]);
+        served.says(&[name, "the server is back"]);
     }
 }
 
@@ -211,7 +250,7 @@ fn a_server_that_stops_ends_requests_in_time() {
         assert_eq!(code, 1, "{kind}: {report}");
         let reason = report["reason"].as_str().unwrap();
         assert!(reason.contains(refusal), "{reason}");
-        served.said(&[&scratch.path("nbd"), "no connection to the server"]);
+        served.says(&[&scratch.path("nbd"), "no connection to the server"]);
         server.running.signal(Signal::CONT);
         // The process is as before, and so is the disk.
         job(&served.socket, &[kind, "verify", "--count", "500"]);
@@ -244,6 +283,6 @@ fn buffers_that_may_not_be_registered_are_used_all_the_same() {
         // Cut anywhere, so that most of it goes through buffers.
         let verify = ["blk", "verify", "--count", "1000", "--queues", "2"];
         job(&served.socket, &verify);
-        served.said(&[&image, word]);
+        served.says(&[&image, word]);
     }
 }
