@@ -212,7 +212,7 @@ fn a_server_that_is_killed_or_stalls_for_a_moment_is_a_slow_disk() {
             kind,
             "verify",
             "--seconds",
-            "5",
+            "4",
             "--queues",
             "2",
             "--progress",
@@ -241,7 +241,7 @@ fn a_server_that_stops_ends_requests_in_time() {
     };
     for (kind, refusal) in [("blk", "status 1 (I/O error)"), ("scsi", "sense 4/08/01")] {
         let served = Served::new(&scratch, vvu(), kind, &server.disk(2));
-        let write = [kind, "write", "--seconds", "5", "--progress"];
+        let write = [kind, "write", "--seconds", "4", "--progress"];
         let mut load = start(&served.socket, &write);
         assert!(load.line().contains("progress"));
         server.running.signal(Signal::STOP);

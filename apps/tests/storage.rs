@@ -168,7 +168,6 @@ fn a_unit_may_be_killed_and_started_again() {
     for options in [
         &["--inflight", "--queues", "4"][..],
         &["--inflight", "--packed", "--queues", "2"],
-        &["--packed"],
         &["--queues", "2"],
     ] {
         let verify = ["scsi", "verify", "--seconds", "3", "--depth", "64"];
