@@ -7,9 +7,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use vvu::pci::Address;
 use vvu_pmd::worker::Polling;
 
+use crate::captures::CaptureSpec;
 use crate::guest::args::Guest;
 use crate::neighbour::Reach;
-use crate::port::{CaptureSpec, Mac, PortSpec};
+use crate::port::{Mac, PortSpec};
 use crate::wiring::first_cpu;
 
 /// Serve virtio devices from this machine, or this virtual machine, to its neighbours.
@@ -169,7 +170,8 @@ pub(crate) struct Net {
     pub(crate) ports: Vec<PortSpec>,
 
     /// Write what passes a port to a pcapng file, both directions. PORT is the port's name (what
-    /// is before the first comma) or its number, from 0. FILE,snap=N: the first N bytes of frames
+    /// is before the first comma) or its number, from 0. FILE,snap=N: the first N bytes of frames;
+    /// FILE,paused: not yet. SIGUSR1 ends captures, or begins them all if none runs
     #[arg(long = "pcap", value_name = "PORT=FILE")]
     pub(crate) captures: Vec<CaptureSpec>,
 

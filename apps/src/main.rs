@@ -2,6 +2,7 @@
 
 mod args;
 mod blk;
+mod captures;
 mod demo;
 mod device;
 mod disk;

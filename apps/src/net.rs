@@ -9,8 +9,9 @@ use vvu_pmd::backend::{GenConfig, PortId, PortKind};
 use vvu_pmd::net::NetConfig;
 
 use crate::args::Net;
-use crate::port::{CaptureSpec, Device, Kind, Mac, PortSpec};
-use crate::signals::Shutdown;
+use crate::captures::Captures;
+use crate::port::{Device, Kind, Mac, PortSpec};
+use crate::signals::{Request, Shutdown};
 use crate::wiring::Wiring;
 
 /// What the program says once every port can be used; scripts wait for it.
@@ -19,9 +20,10 @@ const READY: &str = "ready";
 /// Runs until a signal says to stop.
 pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
     check_names(&net.ports)?;
-    let captures = check_captures(net)?;
+    let mut captures = Captures::new(&net.captures, &net.ports)?;
     let mirrors = mirrors(&net.ports)?;
     let shutdown = Shutdown::new()?;
+    let request = Request::new()?;
     let mut wiring = start(net)?;
     let mut ids = Vec::new();
     for (number, port) in net.ports.iter().enumerate() {
@@ -31,19 +33,25 @@ pub(crate) fn run(net: &Net) -> anyhow::Result<()> {
     for (watched, watching) in mirrors {
         wiring.workers.mirror(ids[watched], ids[watching])?;
     }
-    for (capture, port) in captures {
-        wiring
-            .workers
-            .start_capture(ids[port], &capture.file, capture.snap)
-            .with_context(|| format!("capture of port {}", net.ports[port].name))?;
-    }
+    captures.start(&wiring.workers, &ids)?;
     tracing::info!(ports = net.ports.len(), "{READY}");
 
     let start = Instant::now();
     let interval = net.serving.stats.map(Duration::from_secs);
-    while !shutdown.wait(interval) {
-        println!("after {} s", start.elapsed().as_secs());
-        println!("{}", wiring.workers.stats());
+    let mut next = interval.map(|interval| start + interval);
+    while !shutdown.wait_or(&request, next) {
+        if request.take()
+            && let Err(error) = captures.toggle(&wiring.workers, &ids)
+        {
+            tracing::error!("{error:#}");
+        }
+        if let (Some(at), Some(interval)) = (next, interval)
+            && Instant::now() >= at
+        {
+            next = Some(at + interval);
+            println!("after {} s", start.elapsed().as_secs());
+            println!("{}", wiring.workers.stats());
+        }
     }
 
     tracing::info!("stopping");
@@ -70,24 +78,6 @@ fn check_names(ports: &[PortSpec]) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Which port each capture is of. Two of one port would leave one file empty.
-fn check_captures(net: &Net) -> anyhow::Result<Vec<(&CaptureSpec, usize)>> {
-    let mut found: Vec<(&CaptureSpec, usize)> = Vec::new();
-    for capture in &net.captures {
-        let port = capture.find(&net.ports).map_err(anyhow::Error::msg)?;
-        let twice = |(other, of): &(&CaptureSpec, usize)| *of == port || other.file == capture.file;
-        if found.iter().any(twice) {
-            bail!(
-                "--pcap gives port {} or file {} twice",
-                net.ports[port].name,
-                capture.file.display()
-            );
-        }
-        found.push((capture, port));
-    }
-    Ok(found)
 }
 
 /// Which ports are watched, and by which, by their places in `ports`.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use vvu_pmd::port::capture::{FileConfig, Recorder};
+use vvu_pmd::port::capture::FileConfig;
 use vvu_pmd::port::uplink::{TapConfig, XdpConfig, XdpMode};
 
 use crate::neighbour::Neighbour;
@@ -210,74 +210,6 @@ pub(crate) fn path(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// One `--pcap`: what passes a port, and the file it is written to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CaptureSpec {
-    /// The port's name, or its number among the options.
-    port: String,
-    pub(crate) file: PathBuf,
-    pub(crate) snap: u32,
-}
-
-impl CaptureSpec {
-    /// Which of `ports` is meant.
-    pub(crate) fn find(&self, ports: &[PortSpec]) -> Result<usize, String> {
-        if let Ok(number) = self.port.parse()
-            && number < ports.len()
-        {
-            return Ok(number);
-        }
-        let named = |(_, port): &(usize, &PortSpec)| port.name == self.port;
-        let mut found = ports.iter().enumerate().filter(named);
-        match (found.next(), found.next()) {
-            (Some((number, _)), None) => Ok(number),
-            (Some(_), Some(_)) => Err(format!(
-                "several ports are called {}; give the number of one, from 0",
-                self.port
-            )),
-            (None, _) => {
-                let names = ports.iter().enumerate();
-                let names: Vec<_> = names
-                    .map(|(n, port)| format!("{n}: {}", port.name))
-                    .collect();
-                Err(format!(
-                    "there is no port {}; there are {}",
-                    self.port,
-                    names.join(", ")
-                ))
-            }
-        }
-    }
-}
-
-impl FromStr for CaptureSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (port, rest) = text.split_once('=').ok_or_else(|| {
-            format!("{text:?} is not PORT=FILE, such as unix:/run/a.sock=a.pcapng")
-        })?;
-        let mut parts = rest.split(',');
-        let file = path(parts.next().unwrap_or_default())?;
-        let mut options = Options::new(parts)?;
-        let snap = options.take("snap", |value| match value.parse() {
-            Ok(snap @ 14..=Recorder::SNAP) => Ok(snap),
-            _ => Err(format!(
-                "{value:?} is not a number from 14 to {}",
-                Recorder::SNAP
-            )),
-        })?;
-        match options.0.first() {
-            None => Ok(Self {
-                port: port.to_owned(),
-                file,
-                snap: snap.unwrap_or(Recorder::SNAP),
-            }),
-            Some((key, _)) => Err(format!("there is no option {key:?} here, only snap=BYTES")),
-        }
-    }
-}
-
 pub(crate) fn number<T>(text: &str, range: std::ops::RangeInclusive<T>) -> Result<T, String>
 where
     T: FromStr + PartialOrd + std::fmt::Display,
@@ -309,6 +241,11 @@ impl<'a> Options<'a> {
             options.push((key, value));
         }
         Ok(Self(options))
+    }
+
+    /// The first that nobody has taken.
+    pub(crate) fn first(&self) -> Option<&'a str> {
+        self.0.first().map(|(key, _)| *key)
     }
 
     fn remove(&mut self, key: &str) -> Option<Option<&'a str>> {
@@ -498,27 +435,6 @@ mod tests {
             ("null:x", "no option \"x\""),
         ] {
             let error = text.parse::<PortSpec>().unwrap_err();
-            assert!(error.contains(reason), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn captures_name_a_port() {
-        let ports = ["null:", "unix:/run/a.sock", "null:"].map(parse);
-        let find = |text: &str| text.parse::<CaptureSpec>().unwrap().find(&ports);
-        assert_eq!(find("unix:/run/a.sock=a.pcapng"), Ok(1));
-        assert_eq!(find("2=a=b.pcapng,snap=96"), Ok(2));
-        assert!(find("null=a").unwrap_err().contains("several ports"));
-        assert!(find("3=a").unwrap_err().contains("1: unix:/run/a.sock"));
-        let spec: CaptureSpec = "2=a=b.pcapng,snap=96".parse().unwrap();
-        assert_eq!((spec.file, spec.snap), ("a=b.pcapng".into(), 96));
-        for (text, reason) in [
-            ("unix:/run/a.sock", "PORT=FILE"),
-            ("1=", "cannot be empty"),
-            ("1=a,snap=3", "14 to"),
-            ("1=a,size=3", "snap=BYTES"),
-        ] {
-            let error = text.parse::<CaptureSpec>().unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
         }
     }

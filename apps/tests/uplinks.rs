@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use pcap_parser::{Block, PcapBlockOwned, PcapError};
+use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -59,10 +60,13 @@ impl Net {
         Self(child)
     }
 
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
     /// Ends it, and returns what it printed.
     fn stop(mut self) -> String {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         let mut printed = String::new();
         let output = self.0.stdout.as_mut().unwrap();
         output.read_to_string(&mut printed).unwrap();
@@ -134,6 +138,42 @@ fn others_read(path: &str) {
             Err(_) => println!("{program} is not there"),
         }
     }
+}
+
+#[test]
+fn captures_begin_and_end_when_a_signal_asks() {
+    let scratch = Scratch::new("asked");
+    let file = scratch.join("a.pcapng");
+    let net = Net::start(&[
+        "--port",
+        "gen:size=60,pps=2000",
+        "--port",
+        "null:",
+        "--pcap",
+        &format!("1={file},paused"),
+    ]);
+    let until = |what: &str, done: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < PATIENCE, "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    assert!(!Path::new(&file).exists());
+    for _ in 0..2 {
+        net.signal(Signal::USR1);
+        until("a capture begins", &|| {
+            Path::new(&file).exists() && !frames(&file).0.is_empty()
+        });
+        net.signal(Signal::USR1);
+        until("it ends", &|| frames(&file).1.is_some());
+        let len = || std::fs::metadata(&file).unwrap().len();
+        let before = len();
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(len(), before, "it goes on");
+        std::fs::remove_file(&file).unwrap();
+    }
+    net.stop();
 }
 
 #[test]

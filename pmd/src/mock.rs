@@ -42,23 +42,32 @@ pub struct MockGuest {
 impl MockGuest {
     /// Memory of regions of these lengths, from guest address `start` on without gaps.
     pub fn new(start: u64, regions: &[usize]) -> Self {
+        Self::with_pages(start, regions, MemfdFlags::empty()).unwrap()
+    }
+
+    /// The same in hugepages, of which there may be too few.
+    pub fn huge(start: u64, regions: &[usize]) -> Option<Self> {
+        Self::with_pages(start, regions, MemfdFlags::HUGETLB)
+    }
+
+    fn with_pages(start: u64, regions: &[usize], pages: MemfdFlags) -> Option<Self> {
         let file = |&len: &usize| {
-            let file = memfd_create("mock-guest", MemfdFlags::CLOEXEC).unwrap();
-            ftruncate(&file, len as u64).unwrap();
-            file
+            let file = memfd_create("mock-guest", MemfdFlags::CLOEXEC | pages).ok()?;
+            ftruncate(&file, len as u64).ok()?;
+            Some(file)
         };
-        let files: Arc<[OwnedFd]> = regions.iter().map(file).collect();
-        Self {
-            table: map(start, &files),
+        let files: Arc<[OwnedFd]> = regions.iter().map(file).collect::<Option<_>>()?;
+        Some(Self {
+            table: map(start, &files)?,
             files,
             next: start,
-        }
+        })
     }
 
     /// The same memory, mapped at other places in this process.
     pub fn moved(&self) -> Self {
         Self {
-            table: map(self.table.regions()[0].guest_addr, &self.files),
+            table: map(self.table.regions()[0].guest_addr, &self.files).unwrap(),
             ..self.clone()
         }
     }
@@ -136,18 +145,19 @@ impl MockGuest {
 }
 
 /// Maps `files` one after the other from guest address `at` on.
-fn map(mut at: u64, files: &[OwnedFd]) -> Arc<MemTable> {
+fn map(mut at: u64, files: &[OwnedFd]) -> Option<Arc<MemTable>> {
     let regions = files.iter().map(|file| {
         let len = fstat(file).unwrap().st_size as u64;
         let region = Region {
             guest_addr: at,
             user_addr: at + USER,
-            bytes: Mapping::of_file(file.as_fd(), 0, len).unwrap().into(),
+            bytes: Mapping::of_file(file.as_fd(), 0, len).ok()?.into(),
         };
         at += len;
-        region
+        Some(region)
     });
-    Arc::new(MemTable::new(regions.collect()).unwrap())
+    let regions = regions.collect::<Option<_>>()?;
+    Some(Arc::new(MemTable::new(regions).unwrap()))
 }
 
 /// An eventfd, non-blocking.

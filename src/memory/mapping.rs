@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
 use vm_memory::VolatileSlice;
 
 use super::MemoryError;
@@ -36,6 +36,24 @@ pub fn hugepage_size() -> Option<usize> {
         .find_map(|l| l.strip_prefix("Hugepagesize:"))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// Asks the kernel to keep `table` in transparent hugepages, as far as it covers whole ones. Best
+/// before it is used for the first time; to be told only where there are none.
+pub fn prefer_hugepages<T>(table: &[T]) {
+    let page = page_size();
+    let start = table.as_ptr().addr();
+    let lead = start.next_multiple_of(page) - start;
+    let len = size_of_val(table).saturating_sub(lead) / page * page;
+    if len == 0 {
+        return;
+    }
+    let first = table.as_ptr().cast::<u8>().wrapping_add(lead).cast_mut();
+    // SAFETY: the range is inside `table`, and this advice changes how its bytes are kept, never
+    // what they are.
+    if let Err(errno) = unsafe { madvise(first.cast(), len, Advice::LinuxHugepage) } {
+        tracing::debug!(%errno, "no transparent hugepages");
+    }
 }
 
 /// Address space that this process owns and another party may write.

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -12,12 +13,19 @@ use super::{SessionError, Status};
 use crate::transport::{Event, Gone, Transport};
 use crate::virtio::VirtioDevice;
 
-/// How often a session looks after its front-end's memory, and whether its device has changed, while
-/// nothing else happens.
-const LOOK_AFTER_MEMORY: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+const NANOSECONDS: i64 = 1_000_000_000;
+
+/// Until a session looks after its front-end's memory, and whether its device has changed, while
+/// nothing else happens: once a second, and all sessions of a machine at the same moment, so that
+/// an idle processor is woken once and not by each of them.
+fn next_look() -> Timespec {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanos = now.map_or(0, |now| i64::from(now.subsec_nanos()));
+    Timespec {
+        tv_sec: 0,
+        tv_nsec: NANOSECONDS - 1 - nanos,
+    }
+}
 
 /// Tells a session to stop. Clones tell the same session.
 #[derive(Debug, Clone)]
@@ -197,8 +205,8 @@ fn wait(connection: &Connection, stop: &StopSignal, connected: bool) {
         PollFd::from_borrowed_fd(connection.transport.poll_fd(), PollFlags::IN),
         PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
     ];
-    let timeout = connected.then_some(&LOOK_AFTER_MEMORY);
-    match poll(&mut fds, timeout) {
+    let timeout = connected.then(next_look);
+    match poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => tracing::error!(%errno, "cannot poll"),
     }

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Disks side by side: qemu-storage-daemon and `vvu blk` in alternation behind the same front-end,
-# on one processor each for back-end and front-end, medians of five rounds with their spread.
+# Disks side by side: two back-ends in alternation behind the same front-end, on one processor each
+# for back-end and front-end, medians of five rounds with their spread.
 # usage: disks.sh [DISK...] [-- FRONT-END...]
 #   DISK       null, or a path: a file of 1 GiB, made if it is not there, read and written past the
 #              page cache. Default: null
 #   FRONT-END  a command that measures and prints iops=N and p50_us=N; {socket}, {depth}, {size},
 #              {writes} (per cent) and {seconds} in it are replaced. Default: `vvu guest`
+# PAIR=qsd,vvu says who is compared: of qsd, vvu (`vvu blk`) and scsi (`vvu scsi`).
 # VVU names the program, default the release build of this tree. CELLS has what is measured, as
 # depth:size:writes; SECONDS_EACH how long; ROUNDS how often; CPUS=BACK-END,FRONT-END where.
 # Nothing else may run on the machine.
@@ -15,6 +16,7 @@ vvu=${VVU:-$root/target/$(rustc -vV | sed -n 's/^host: //p')/release/vvu}
 cells=${CELLS:-1:4096:0 64:4096:0 64:4096:100 8:131072:0}
 seconds=${SECONDS_EACH:-3} rounds=${ROUNDS:-5}
 IFS=, read -r back front <<<"${CPUS:-0,1}"
+IFS=, read -r peer ours <<<"${PAIR:-qsd,vvu}"
 bytes=$((1 << 30))
 poll=${POLL:-always}
 
@@ -53,11 +55,17 @@ begin() {
             --export "type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path=$3,writable=on,iothread=t" \
             >"$scratch/log" 2>&1 &
         ;;
-    vvu)
+    vvu | scsi)
         disk="null:$bytes"
         [ "$2" = null ] || disk="file:$2,direct"
-        taskset -c "$back" "$vvu" -q blk --cores "$back" --poll "$poll" --port "unix:$3" \
-            --disk "$disk" >"$scratch/log" 2>&1 &
+        disk=(blk --disk "$disk")
+        [ "$1" = vvu ] || disk=(scsi --lun "0:0=${disk[2]}")
+        taskset -c "$back" "$vvu" -q "${disk[@]}" --cores "$back" --poll "$poll" --port "unix:$3" \
+            >"$scratch/log" 2>&1 &
+        ;;
+    *)
+        echo "disks.sh: PAIR names two of qsd, vvu and scsi, not $1" >&2
+        exit 1
         ;;
     esac
     server=$!
@@ -71,9 +79,11 @@ begin() {
     exit 1
 }
 
-# measure SOCKET DEPTH SIZE WRITES: iops and p50 in microseconds
+# measure BACK-END SOCKET DEPTH SIZE WRITES: iops and p50 in microseconds
 measure() {
-    local words=() word kind=read
+    local words=() word kind=read device=blk
+    [ "$1" != scsi ] || device=scsi
+    shift
     if [ ${#command[@]} -gt 0 ]; then
         for word in "${command[@]}"; do
             word=${word//\{socket\}/$1} word=${word//\{depth\}/$2} word=${word//\{size\}/$3}
@@ -89,7 +99,7 @@ measure() {
     100) kind=write ;;
     *) echo "disks.sh: vvu guest either reads or writes; $4 % writes need another front-end" >&2; exit 1 ;;
     esac
-    taskset -c "$front" "$vvu" -q guest --socket "$1" --json blk "$kind" --depth "$2" --size "$3" --seconds "$seconds" |
+    taskset -c "$front" "$vvu" -q guest --socket "$1" --json "$device" "$kind" --depth "$2" --size "$3" --seconds "$seconds" |
         sed -nE 's/.*"requests":([0-9]+).*"load_seconds":([0-9.]+).*"p50":([0-9]+).*/\1 \2 \3/p' |
         awk '{ printf "%.0f %.1f\n", $1 / $2, $3 / 1000 }'
 }
@@ -100,7 +110,7 @@ spread() {
 }
 
 printf '%-24s %6s %7s %7s  %-30s %-30s %6s  %s\n' \
-    disk depth size writes 'qsd iops (least-most)' 'vvu iops (least-most)' ratio 'p50 us, qsd and vvu'
+    disk depth size writes "$peer iops (least-most)" "$ours iops (least-most)" ratio "p50 us, $peer and $ours"
 for disk in "${disks[@]}"; do
     if [ "$disk" != null ] && [ ! -e "$disk" ]; then
         # Written once, so that nobody reads holes.
@@ -108,20 +118,20 @@ for disk in "${disks[@]}"; do
     fi
     for cell in $cells; do
         IFS=: read -r depth size writes <<<"$cell"
-        : >"$scratch/qsd" >"$scratch/vvu"
+        : >"$scratch/$peer" >"$scratch/$ours"
         for _ in $(seq "$rounds"); do
-            for one in qsd vvu; do
+            for one in "$peer" "$ours"; do
                 begin "$one" "$disk" "$scratch/sock"
-                measure "$scratch/sock" "$depth" "$size" "$writes" >>"$scratch/$one"
+                measure "$one" "$scratch/sock" "$depth" "$size" "$writes" >>"$scratch/$one"
                 end
             done
         done
-        read -r qsd qsd_least qsd_most < <(cut -d' ' -f1 "$scratch/qsd" | spread; echo)
-        read -r ours ours_least ours_most < <(cut -d' ' -f1 "$scratch/vvu" | spread; echo)
-        read -r qsd_p50 _ < <(cut -d' ' -f2 "$scratch/qsd" | spread; echo)
-        read -r ours_p50 _ < <(cut -d' ' -f2 "$scratch/vvu" | spread; echo)
+        read -r a a_least a_most < <(cut -d' ' -f1 "$scratch/$peer" | spread; echo)
+        read -r b b_least b_most < <(cut -d' ' -f1 "$scratch/$ours" | spread; echo)
+        read -r a_p50 _ < <(cut -d' ' -f2 "$scratch/$peer" | spread; echo)
+        read -r b_p50 _ < <(cut -d' ' -f2 "$scratch/$ours" | spread; echo)
         printf '%-24s %6s %7s %7s  %-30s %-30s %6s  %s\n' "${disk##*/}" "$depth" "$size" "$writes" \
-            "$qsd ($qsd_least-$qsd_most)" "$ours ($ours_least-$ours_most)" \
-            "$(awk -v a="$ours" -v b="$qsd" 'BEGIN { printf "%.2f", a / (b ? b : 1) }')" "$qsd_p50 $ours_p50"
+            "$a ($a_least-$a_most)" "$b ($b_least-$b_most)" \
+            "$(awk -v a="$a" -v b="$b" 'BEGIN { printf "%.2f", b / (a ? a : 1) }')" "$a_p50 $b_p50"
     done
 done

@@ -191,7 +191,10 @@ pub(crate) struct Guest {
 
 impl Guest {
     fn new(number: u16, features: u64, buffer: usize) -> Self {
-        let mut memory = MockGuest::new(0x1000, &[2 << 20]);
+        // In hugepages if there are any, as VMMs that share their guests' memory have it.
+        let (start, len) = (0x1000, [2 << 20]);
+        let memory = MockGuest::huge(start, &len);
+        let mut memory = memory.unwrap_or_else(|| MockGuest::new(start, &len));
         let rx = Queue::new(&mut memory, features, buffer);
         let tx = Queue::new(&mut memory, features, buffer);
         let mut guest = Self {

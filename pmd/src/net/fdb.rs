@@ -11,8 +11,12 @@
 //! Each address has two buckets to choose from, and makes room in one of them for another address,
 //! which is why all of [`CAPACITY`] finds room.
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use vvu::memory::prefer_hugepages;
+use zerocopy::FromZeros;
 
 use super::MAX_PORTS;
 use super::rules::number;
@@ -51,14 +55,20 @@ pub(super) fn is_group(mac: Mac) -> bool {
 }
 
 /// A cache line of entries.
-#[derive(Debug, Default)]
-#[repr(align(64))]
+#[derive(Debug, FromZeros)]
+#[repr(C, align(64))]
 struct Bucket {
     /// Rest of the permuted key, [`STATIC`], [`SECOND`], and in the lower 16 bits port + 1; 0 is empty.
     words: [AtomicU64; WAYS],
     /// Seconds in which they were last seen.
     seen: [AtomicU32; WAYS],
 }
+
+/// All of them, in one hugepage if it can be had: whoever looks up many addresses would have to
+/// translate as many of this memory's.
+#[derive(Debug, FromZeros)]
+#[repr(C, align(0x200000))]
+struct Buckets([Bucket; BUCKETS]);
 
 /// Where an address would be.
 #[derive(Debug, Clone, Copy, Default)]
@@ -85,7 +95,7 @@ pub(super) enum Learned {
 /// The table.
 #[derive(Debug)]
 pub struct Fdb {
-    buckets: Box<[Bucket; BUCKETS]>,
+    buckets: Box<Buckets>,
     /// Addresses of each port, and of all.
     counts: Box<[AtomicU32]>,
     total: AtomicU32,
@@ -114,12 +124,13 @@ type Slot<'a> = (&'a AtomicU64, &'a AtomicU32);
 impl Fdb {
     /// An empty table whose entries last `ageing` seconds after they were last seen.
     pub fn new(ageing: u32) -> Self {
-        let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
+        let Ok(buckets) = Buckets::new_box_zeroed() else {
+            handle_alloc_error(Layout::new::<Buckets>());
+        };
+        prefer_hugepages(&buckets.0);
         let random = RandomState::new();
         Self {
-            buckets: buckets
-                .try_into()
-                .unwrap_or_else(|_| unreachable!("there are {BUCKETS}")),
+            buckets,
             counts: (0..MAX_PORTS).map(|_| AtomicU32::new(0)).collect(),
             total: AtomicU32::new(0),
             limits: (0..MAX_PORTS).map(|_| AtomicU32::new(u32::MAX)).collect(),
@@ -152,7 +163,7 @@ impl Fdb {
 
     #[inline]
     fn bucket(&self, number: u32) -> &Bucket {
-        &self.buckets[number as usize % BUCKETS]
+        &self.buckets.0[number as usize % BUCKETS]
     }
 
     /// Brings the line where an address probably is nearer, so that the misses of a burst overlap.
@@ -399,7 +410,7 @@ impl Fdb {
     pub fn sweep(&self, now: u32) {
         if self.swept.swap(now, Relaxed) != now {
             let len = BUCKETS / SWEEP as usize;
-            let part = self.buckets.chunks(len).nth((now % SWEEP) as usize);
+            let part = self.buckets.0.chunks(len).nth((now % SWEEP) as usize);
             self.clear(part.unwrap_or(&[]), |seen, word| {
                 self.current(word, seen, now).is_none()
             });
@@ -408,7 +419,7 @@ impl Fdb {
 
     /// Forgets everything learned at `port`.
     pub fn flush(&self, port: u16) {
-        self.clear(&self.buckets[..], |_, word| {
+        self.clear(&self.buckets.0, |_, word| {
             port_of(word) == Some(port) && word & STATIC == 0
         });
     }
@@ -416,7 +427,7 @@ impl Fdb {
     /// Forgets everything about `port`: it is gone.
     pub fn remove(&self, port: u16) {
         self.set_limit(port, None);
-        self.clear(&self.buckets[..], |_, word| port_of(word) == Some(port));
+        self.clear(&self.buckets.0, |_, word| port_of(word) == Some(port));
     }
 
     /// Number of addresses learned at `port`.
