@@ -81,8 +81,9 @@ const PMD: &[(&str, &[&str])] = &[
     ("mempool", &[]),
     ("wake", &[]),
     ("bdev", &["mempool", "stats", "wake"]),
-    ("blk", &["bdev", "stats", "vring", "wake"]),
-    ("scsi", &["bdev", "stats", "vring", "wake"]),
+    ("queue", &["vring", "wake"]),
+    ("blk", &["bdev", "queue", "stats", "vring", "wake"]),
+    ("scsi", &["bdev", "queue", "stats", "vring", "wake"]),
     ("port", &["mempool", "stats", "vring", "wake"]),
     ("net", &["mempool", "port", "stats", "vring", "wake"]),
     (
@@ -92,7 +93,7 @@ const PMD: &[(&str, &[&str])] = &[
     (
         "backend",
         &[
-            "blk", "mempool", "net", "port", "scsi", "stats", "vring", "wake", "worker",
+            "blk", "mempool", "net", "port", "queue", "scsi", "stats", "vring", "wake", "worker",
         ],
     ),
 ];

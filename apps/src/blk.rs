@@ -8,11 +8,12 @@ use anyhow::{Context, bail};
 use clap::Args;
 use vvu::session::Session;
 use vvu_pmd::bdev::Disk;
+use vvu_pmd::bdev::file::PATIENCE;
 use vvu_pmd::blk::{BlkConfig, Face};
 use vvu_pmd::{BlkDevice, BlkWorkers};
 
 use crate::args::Serving;
-use crate::disk::DiskSpec;
+use crate::disk::{DiskSpec, refuse_twice};
 use crate::neighbour::Neighbour;
 use crate::port::number;
 use crate::signals::Shutdown;
@@ -36,7 +37,7 @@ Ports:
                      whole, packed or told (see docs/device.md)
 
 Disks:
-  file:PATH          a raw image, or a block device
+  file:PATH          a raw image, or a block device; nobody else may write to it meanwhile
   nbd:HOST[:PORT]    an export of an NBD server; also nbd://HOST[:PORT]/EXPORT and, for the
                      server of a socket, nbd:PATH
   rbd:POOL/IMAGE     an image in a Ceph cluster, if built for that (docs/storage.md); also
@@ -148,12 +149,15 @@ impl FromStr for BlkPort {
 /// Runs until a signal says to stop.
 pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
     let places = assign(&blk.ports, blk.disks.len())?;
+    if !blk.readonly {
+        refuse_twice(blk.disks.iter()).map_err(anyhow::Error::msg)?;
+    }
     let shutdown = Shutdown::new()?;
     let (cpus, polling) = (blk.serving.cpus()?, blk.serving.poll.into());
     let workers = BlkWorkers::new(&cpus, polling).context("cannot start the workers")?;
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     for disk in &blk.disks {
-        disks.push(disk.open()?);
+        disks.push(disk.open(blk.readonly, PATIENCE)?);
     }
     let mut faces = Vec::new();
     let mut sessions = Vec::new();

@@ -7,9 +7,12 @@ mod nbd;
 #[cfg(feature = "rbd")]
 mod rbd;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vvu_pmd::bdev::file::{File, FileConfig};
 use vvu_pmd::bdev::nbd::Nbd;
@@ -104,8 +107,13 @@ impl FromStr for DiskSpec {
 }
 
 impl DiskSpec {
-    /// Opens it.
-    pub(crate) fn open(&self) -> Result<Arc<dyn Disk>, DiskError> {
+    /// Opens it; for reading only if `read_only` says so, too. A file that others have locked is
+    /// waited for so long.
+    pub(crate) fn open(
+        &self,
+        read_only: bool,
+        patience: Duration,
+    ) -> Result<Arc<dyn Disk>, DiskError> {
         let unfit = |reason| DiskError::Unfit {
             disk: self.name.clone(),
             reason,
@@ -117,13 +125,80 @@ impl DiskSpec {
         let disk: Arc<dyn Disk> = match &self.kind {
             Kind::Null { size } => Arc::new(Null::new(&self.name, *size, geometry)),
             Kind::Mem { size } => Arc::new(Mem::new(&self.name, *size, geometry)?),
-            Kind::File(config) => Arc::new(File::open(config.clone())?),
+            Kind::File(config) => Arc::new(File::open(FileConfig {
+                read_only: config.read_only || read_only,
+                patience,
+                ..config.clone()
+            })?),
             Kind::Nbd(spec) => Nbd::open(&self.name, spec.config().map_err(unfit)?)?,
             #[cfg(feature = "rbd")]
-            Kind::Rbd(config) => Rbd::open(&self.name, config.clone())?,
+            Kind::Rbd(config) => Rbd::open(
+                &self.name,
+                RbdConfig {
+                    read_only: config.read_only || read_only,
+                    ..config.clone()
+                },
+            )?,
         };
-        Ok(self.before.wrap(disk))
+        Ok(self.before.wrap(disk, read_only))
     }
+
+    /// What it is in, if that is a file, and whether that is only read.
+    fn place(&self) -> Option<(Place, bool)> {
+        match &self.kind {
+            Kind::File(config) => Some((Place::of(&config.path), config.read_only)),
+            _ => None,
+        }
+    }
+}
+
+/// What tells one file from all others, however it is called.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    File {
+        device: u64,
+        number: u64,
+    },
+    Device(u64),
+    /// It is not there yet.
+    Path(PathBuf),
+}
+
+impl Place {
+    fn of(path: &Path) -> Self {
+        match std::fs::metadata(path) {
+            Ok(about) if about.file_type().is_block_device() => Self::Device(about.rdev()),
+            Ok(about) => Self::File {
+                device: about.dev(),
+                number: about.ino(),
+            },
+            Err(_) => {
+                let folder = path.parent().unwrap_or(Path::new(""));
+                let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+                Self::Path(folder.join(path.file_name().unwrap_or_default()))
+            }
+        }
+    }
+}
+
+/// Refuses disks in one file, unless all of them only read it.
+pub(crate) fn refuse_twice<'a>(disks: impl Iterator<Item = &'a DiskSpec>) -> Result<(), String> {
+    let mut places: BTreeMap<Place, (&DiskSpec, bool)> = BTreeMap::new();
+    for disk in disks {
+        let Some((place, reads)) = disk.place() else {
+            continue;
+        };
+        if let Some((other, both)) = places.insert(place, (disk, reads))
+            && !(reads && both)
+        {
+            return Err(format!(
+                "{} and {} are the same file: that is one disk, for as many ports as want it, \
+                 unless both are readonly",
+                other.name, disk.name
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A file, and how it is used.
@@ -210,6 +285,39 @@ mod tests {
         let nbd = parse("nbd:storage:1234,export=a,cache=through,mbps=5");
         assert!(matches!(nbd.kind, Kind::Nbd(_)));
         assert_eq!(nbd.name, "nbd:storage:1234");
+    }
+
+    #[test]
+    fn a_file_is_one_disk() {
+        let folder = std::env::temp_dir().join(format!("vvu-twice-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let at = folder.display();
+        let check = |all: &[String]| {
+            let all: Vec<DiskSpec> = all.iter().map(|text| text.parse().unwrap()).collect();
+            refuse_twice(all.iter())
+        };
+        let [new, again] = [
+            format!("file:{at}/a"),
+            format!("file:{at}/../{}/a", {
+                folder.file_name().unwrap().display()
+            }),
+        ];
+        let reads = |text: &str| format!("{text},readonly");
+        // Whether it is there or not, and by whatever name.
+        for name in ["nothing", "a"] {
+            std::fs::write(folder.join(name), b"").unwrap();
+            for other in [&new, &again] {
+                let error = check(&[new.clone(), "mem:4M".into(), other.clone()]).unwrap_err();
+                assert!(error.contains("same file"), "{error}");
+            }
+            assert!(check(&[reads(&new), again.clone()]).is_err());
+            assert_eq!(check(&[reads(&new), reads(&again)]), Ok(()));
+        }
+        std::os::unix::fs::symlink("a", folder.join("b")).unwrap();
+        assert!(check(&[new.clone(), format!("file:{at}/b")]).is_err());
+        assert_eq!(check(&[new, format!("file:{at}/nothing")]), Ok(()));
+        assert_eq!(check(&["mem:4M".into(), "mem:4M".into()]), Ok(()));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

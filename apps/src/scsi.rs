@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use vvu::session::Session;
+use vvu_pmd::bdev::file::PATIENCE;
 use vvu_pmd::scsi::{Address, Face, Lun, ScsiConfig, Store};
 use vvu_pmd::{ScsiDevice, ScsiWorkers};
 
 use crate::args::Serving;
-use crate::disk::DiskSpec;
+use crate::disk::{DiskSpec, refuse_twice};
 use crate::neighbour::Neighbour;
 use crate::port::{Options, number};
 use crate::signals::Shutdown;
@@ -80,6 +82,10 @@ pub(crate) struct Scsi {
 
 /// Request queues of a device whose port does not say.
 const DEFAULT_QUEUES: u16 = 4;
+
+/// How long a file of a list is waited for that others have locked, once guests are served: for a
+/// unit that was just removed. What takes longer is tried again every second.
+const SHORT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// One `--port`, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,8 +168,8 @@ impl FromStr for LunSpec {
 
 impl LunSpec {
     /// Opens the disk, and what is kept of it.
-    fn open(&self, read_only: bool) -> anyhow::Result<Lun> {
-        let disk = self.disk.open()?;
+    fn open(&self, read_only: bool, patience: Duration) -> anyhow::Result<Lun> {
+        let disk = self.disk.open(read_only, patience)?;
         let store = self.state.as_deref().map(Store::open).transpose()?;
         let made = || {
             let Address { target, lun } = self.place;
@@ -182,7 +188,14 @@ impl LunSpec {
 }
 
 /// That units do not get into each other's way, and are behind ports that there are.
-fn check<'a>(luns: impl Iterator<Item = &'a LunSpec>, ports: usize) -> anyhow::Result<()> {
+fn check<'a>(
+    luns: impl Iterator<Item = &'a LunSpec> + Clone,
+    ports: usize,
+    read_only: bool,
+) -> anyhow::Result<()> {
+    if !read_only {
+        refuse_twice(luns.clone().map(|spec| &spec.disk)).map_err(anyhow::Error::msg)?;
+    }
     let mut places = BTreeSet::new();
     let mut states = BTreeSet::new();
     for spec in luns {
@@ -214,6 +227,8 @@ fn check<'a>(luns: impl Iterator<Item = &'a LunSpec>, ports: usize) -> anyhow::R
 /// Units that are there, with the files that they come from.
 struct Units {
     read_only: bool,
+    /// How long a file is waited for that others have locked.
+    patience: Duration,
     fixed: Vec<LunSpec>,
     list: Option<PathBuf>,
     /// What the list said last.
@@ -228,7 +243,7 @@ struct Units {
 impl Units {
     fn add(&mut self, spec: &LunSpec, faces: &[Arc<Face>]) -> anyhow::Result<usize> {
         let Address { target, lun } = spec.place;
-        let open = spec.open(self.read_only);
+        let open = spec.open(self.read_only, self.patience);
         let open = open.with_context(|| format!("unit {target}:{lun}"))?;
         for face in spec.faces(faces) {
             face.add(spec.place, open.clone());
@@ -249,9 +264,8 @@ impl Units {
             return Ok(());
         }
         let wanted = parse_list(&path, &text)?;
-        check(self.fixed.iter().chain(&wanted), faces.len())?;
-        // Only a list that makes sense counts as read.
-        self.text = text;
+        let all = self.fixed.iter().chain(&wanted);
+        check(all, faces.len(), self.read_only)?;
         let gone = |spec: &LunSpec| !wanted.contains(spec);
         for place in (0..self.listed.len()).rev() {
             if gone(&self.listed[place]) {
@@ -275,6 +289,8 @@ impl Units {
             self.listed.push(spec);
             self.keys.push(key);
         }
+        // One that makes no sense, or names what cannot be opened yet, is looked at again.
+        self.text = text;
         Ok(())
     }
 }
@@ -300,7 +316,7 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
             twice.name
         );
     }
-    check(scsi.luns.iter(), scsi.ports.len())?;
+    check(scsi.luns.iter(), scsi.ports.len(), scsi.readonly)?;
     let shutdown = Shutdown::new()?;
     let (cpus, polling) = (scsi.serving.cpus()?, scsi.serving.poll.into());
     let workers = ScsiWorkers::new(&cpus, polling).context("cannot start the workers")?;
@@ -313,6 +329,7 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
     let faces: Vec<_> = scsi.ports.iter().map(face).collect();
     let mut units = Units {
         read_only: scsi.readonly,
+        patience: PATIENCE,
         fixed: scsi.luns.clone(),
         list: scsi.list.clone(),
         text: String::new(),
@@ -325,6 +342,7 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
         units.add(spec, &faces)?;
     }
     units.read(&faces)?;
+    units.patience = SHORT_PATIENCE;
     let mut sessions = Vec::new();
     for (port, face) in scsi.ports.iter().zip(&faces) {
         let device = ScsiDevice::new(Arc::clone(face), Arc::clone(&workers));
@@ -402,7 +420,7 @@ mod tests {
     fn units_do_not_get_into_each_others_way() {
         let check = |all: &[&str]| {
             let all: Vec<LunSpec> = all.iter().map(|text| text.parse().unwrap()).collect();
-            check(all.iter(), 2).map_err(|error| error.to_string())
+            check(all.iter(), 2, false).map_err(|error| error.to_string())
         };
         check(&["0:0=mem:4M,ports=0", "0:0=mem:4M,ports=1", "0:1=mem:4M"]).unwrap();
         for (all, reason) in [
@@ -412,6 +430,7 @@ mod tests {
             ),
             (&["0:0=mem:4M,ports=2"], "no port 2"),
             (&["0:0=mem:4M,state=/s", "0:1=mem:4M,state=/s"], "two units"),
+            (&["0:0=file:/a", "0:1=file:/a,ports=1"], "same file"),
         ] {
             assert!(check(all).unwrap_err().contains(reason));
         }

@@ -150,6 +150,21 @@ fn a_file_that_is_no_socket_is_kept() {
 }
 
 #[test]
+fn the_same_file_as_two_disks_is_refused() {
+    let scratch = Scratch::new("twice");
+    let image = scratch.join("image");
+    let disk = format!("file:{image},size=1M");
+    let [a, b] = ["a", "b"].map(|name| format!("unix:{}", scratch.join(name)));
+    let ports = ["--port", &a, "--port", &b];
+    let blk = ["blk", "--disk", &disk, "--disk", &disk];
+    refused_with(&[&blk[..], &ports[..]].concat(), &[&image, "same file"]);
+    let [first, second] = [0, 1].map(|lun| format!("0:{lun}={disk}"));
+    let scsi = ["scsi", "--lun", &first, "--lun", &second];
+    refused_with(&[&scsi[..], &ports[..]].concat(), &[&image, "same file"]);
+    assert!(!Path::new(&image).exists());
+}
+
+#[test]
 fn a_cpu_that_is_missing_is_named() {
     refused_with(
         &["net", "--cores", "4000", "--port", "null:"],

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -63,6 +64,11 @@ fn daemon(scratch: &Scratch, options: &str) -> Option<(Running, String)> {
 
 /// `vvu blk` with a disk of as many bytes behind a socket.
 fn ours(scratch: &Scratch, kind: &str) -> (Running, String) {
+    serve(scratch, "blk", kind)
+}
+
+/// The same, or `vvu scsi`.
+fn serve(scratch: &Scratch, device: &str, kind: &str) -> (Running, String) {
     let socket = scratch.path("ours.sock");
     let _ = std::fs::remove_file(&socket);
     let port = format!("unix:{socket},queues={QUEUES}");
@@ -70,7 +76,11 @@ fn ours(scratch: &Scratch, kind: &str) -> (Running, String) {
         "mem" => format!("mem:{}", 32 * MIB),
         _ => format!("file:{},size={}", scratch.path("ours"), 32 * MIB),
     };
-    let mut command = vvu(&["-q", "blk", "--port", &port, "--disk", &disk]);
+    let (option, disk) = match device {
+        "blk" => ("--disk", disk),
+        _ => ("--lun", format!("0:0={disk}")),
+    };
+    let mut command = vvu(&["-q", device, "--port", &port, option, &disk]);
     // Much is said there about those who misbehave.
     let running = Running::new(command.stderr(Stdio::null()));
     until_listening(&socket);
@@ -149,6 +159,55 @@ fn a_disk_may_be_killed_and_started_again() {
         let account = &report["verify_disk"];
         assert!(number(&account["writes"]) > 0, "{options:?}: {report}");
     }
+}
+
+#[test]
+fn a_unit_may_be_killed_and_started_again() {
+    let scratch = Scratch::new("unit-again");
+    let (mut server, socket) = serve(&scratch, "scsi", "file");
+    for options in [
+        &["--inflight", "--queues", "4"][..],
+        &["--inflight", "--packed", "--queues", "2"],
+        &["--queues", "2"],
+    ] {
+        let verify = ["scsi", "verify", "--seconds", "3", "--depth", "64"];
+        let more = ["--reconnect", "--progress"];
+        let mut job = start(&socket, &[&verify[..], &more, options].concat());
+        for _ in 0..2 {
+            assert!(job.line().contains("progress"));
+            drop(server);
+            server = serve(&scratch, "scsi", "file").0;
+        }
+        let (code, report) = job.report();
+        assert_eq!(code, 0, "{options:?}: {report}");
+        assert_eq!(number(&report["connections"]), 3, "{options:?}: {report}");
+        let account = &report["verify_disk"];
+        assert_eq!(number(&account["corrupt"]), 0, "{options:?}: {report}");
+        assert!(number(&account["writes"]) > 0, "{options:?}: {report}");
+    }
+}
+
+#[test]
+fn a_file_that_somebody_else_writes_is_waited_for() {
+    let scratch = Scratch::new("disk-locked");
+    let file = format!("file:{},size=1M", scratch.path("image"));
+    let blk = |socket: &str| {
+        let port = format!("unix:{}", scratch.path(socket));
+        vvu(&["blk", "--port", &port, "--disk", &file])
+    };
+    let first = Running::new(blk("first").stderr(Stdio::null()));
+    until_listening(&scratch.path("first"));
+    let mut second = Running::new(blk("second").stderr(Stdio::piped()));
+    let said = BufReader::new(second.child.stderr.take().unwrap());
+    // Said once, long before it gives up.
+    let mut said = said.lines().map(Result::unwrap);
+    let waits = said.find(|line| line.contains("somebody else")).unwrap();
+    assert!(waits.contains(&scratch.path("image")), "{waits}");
+    drop(first);
+    until_listening(&scratch.path("second"));
+    job(&scratch.path("second"), &["blk", "read", "--seconds", "1"]);
+    drop(second);
+    assert!(!said.any(|line| line.contains("somebody else")));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! | [`mempool`] | buffers for frames that outlive a burst |
 //! | [`stats`] | counters; every drop has a name |
 //! | [`wake`] | where a worker sleeps, and what wakes it |
+//! | [`queue`] | a queue of a storage device in service, of whatever kind |
 //! | [`port`] | where frames come from and go to, a burst at a time |
 //! | [`bdev`] | what is behind a disk: bytes that are read and written asynchronously |
 //! | [`blk`] | the virtio block device |
@@ -28,6 +29,7 @@ pub mod mempool;
 pub mod mock;
 pub mod net;
 pub mod port;
+pub mod queue;
 pub mod scsi;
 pub mod stats;
 pub mod vring;

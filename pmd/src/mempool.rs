@@ -75,6 +75,11 @@ impl Mempool {
         })
     }
 
+    /// The memory of all buffers.
+    pub fn memory(&self) -> VolatileSlice<'_> {
+        self.storage.slice()
+    }
+
     /// Buffers not in use.
     pub fn available(&self) -> usize {
         self.free.len()

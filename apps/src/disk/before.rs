@@ -50,8 +50,8 @@ impl Before {
         self.read_only
     }
 
-    /// `disk`, behind all that.
-    pub(super) fn wrap(&self, mut disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
+    /// `disk`, behind all that; only to be read if `read_only` says so, too.
+    pub(super) fn wrap(&self, mut disk: Arc<dyn Disk>, read_only: bool) -> Arc<dyn Disk> {
         if let Some(room) = self.volatile {
             disk = Volatile::new(disk, usize::try_from(room).unwrap_or(usize::MAX));
         }
@@ -64,7 +64,7 @@ impl Before {
         if let Some(rates) = self.rates {
             disk = Throttle::before(disk, rates);
         }
-        if self.read_only && !disk.abilities().read_only {
+        if (self.read_only || read_only) && !disk.abilities().read_only {
             disk = ReadOnly::before(disk);
         }
         disk

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 use vvu_pmd::blk::Queue;
 use vvu_pmd::net::Switch;
+use vvu_pmd::queue::StorageQueue;
 
 /// A round that is counted: callgrind knows this function by its name.
 #[inline(never)]

@@ -8,6 +8,7 @@ use vvu_pmd::bdev::{Disk, Geometry, Mem, Null};
 use vvu_pmd::blk::{BlkConfig, Face, Prepared, Queue};
 use vvu_pmd::mock::blk::header;
 use vvu_pmd::mock::{Buffer, MockGuest, MockQueue};
+use vvu_pmd::queue::StorageQueue;
 use vvu_pmd::vring::feature as ring;
 use vvu_pmd::wake::Waker;
 

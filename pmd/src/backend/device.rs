@@ -7,56 +7,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use vvu::memory::MemTable;
-use vvu::notify::Call;
 use vvu::virtio::{DeviceError, RingAreas, RingChange, VirtioDevice, Vring};
 
 use super::common::{self, setup};
-use super::shelf::{self, Key, Shelf};
+use super::shelf::{Key, Shelf};
 use super::storage::{Storage, deadline};
+use crate::queue::StorageQueue;
 use crate::vring::{Moved, SetupError};
-use crate::wake::{Waker, Watch};
+use crate::wake::Waker;
 use crate::worker::Sender;
-
-/// A queue of a storage device, as control sees it.
-pub trait Queue: shelf::Queue + Debug {
-    /// What it has of the memory, made where there is time and dropped there.
-    type Spare: Send + 'static;
-
-    /// Takes nothing more until [`Queue::resume`]. Returns how many chains are kept.
-    fn drain(&mut self) -> usize;
-
-    /// Takes chains again.
-    fn resume(&mut self);
-
-    /// The front-end's wish that the ring be processed.
-    fn set_enabled(&mut self, enabled: bool);
-
-    /// Another kick. Returns the old one.
-    fn set_kick(&mut self, watch: Watch) -> Watch;
-
-    /// Another call. Returns the old one.
-    fn set_call(&mut self, call: Call) -> Call;
-
-    /// Another way to report errors. Returns the old one.
-    fn set_err(&mut self, err: Call) -> Call;
-
-    /// What keeps memory mapped beside the ring, for a ring of `size` entries in `memory`.
-    fn spare(size: u16, memory: &Arc<MemTable>) -> Self::Spare;
-
-    /// Moves the ring to a new memory, when no chains are kept. Returns the old one.
-    fn set_memory(&mut self, moved: Moved, spare: Self::Spare) -> (Moved, Self::Spare);
-
-    /// Where the ring would go on.
-    fn base(&self) -> u32;
-
-    /// The ring is not served any more.
-    fn stopped(&self);
-}
 
 /// What a storage device looks like to its driver.
 pub trait Front: Debug + Send + Sync + 'static {
     /// What serves its rings.
-    type Queue: Queue;
+    type Queue: StorageQueue;
 
     /// VIRTIO device id (VIRTIO 1.2, section 5).
     const DEVICE_ID: u16;
@@ -101,7 +65,7 @@ pub struct Place<Q> {
     key: Key,
 }
 
-impl<Q: Queue> Place<Q> {
+impl<Q: StorageQueue> Place<Q> {
     /// Runs `what` on the queue between two rounds; not at all if it is not served any more.
     pub fn post(&self, what: impl FnOnce(&mut Q) + Send + 'static) {
         let key = self.key;
@@ -173,7 +137,7 @@ impl<F: Front> StorageDevice<F> {
     /// Waits until nothing of queue `index` is in flight, and says so if it takes too long.
     fn drain(&self, index: u16, deadline: Instant) -> Result<usize, DeviceError> {
         let (worker, key) = (self.running(index)?.worker, self.key(index));
-        let drain = <F::Queue as Queue>::drain;
+        let drain = <F::Queue as StorageQueue>::drain;
         let left = self.workers.drain(worker, key, deadline, drain)?;
         if left > 0 {
             let device = self.face.name();
@@ -345,7 +309,7 @@ impl<F: Front> VirtioDevice for StorageDevice<F> {
         let deadline = deadline();
         // All begin to end before any is waited for.
         for &index in &all {
-            let _ = self.with(index, <F::Queue as Queue>::drain);
+            let _ = self.with(index, <F::Queue as StorageQueue>::drain);
         }
         for index in all {
             if let Err(error) = self.stop(index, deadline) {

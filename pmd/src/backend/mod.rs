@@ -2,8 +2,8 @@
 //!
 //! [`Workers`] starts the threads and adds ports to their switch; [`NetDevice`] is a network card
 //! whose queues are a port. [`Storage`] starts the threads for storage devices, whose queues share
-//! nothing but their disks: each goes to the worker that has the fewest; [`BlkDevice`] is a disk, [`ScsiDevice`]
-//! a host with many.
+//! nothing but their disks: each goes to the worker that has the fewest; [`BlkDevice`] is a disk,
+//! [`ScsiDevice`] a host with many.
 //! What is slow (checking, mapping, unmapping, allocating) happens on
 //! the caller's side; a worker only takes over what was made ready and hands back what is old.
 
@@ -12,7 +12,7 @@ mod common;
 mod device;
 mod net;
 mod scsi;
-pub mod shelf;
+mod shelf;
 mod storage;
 mod workers;
 

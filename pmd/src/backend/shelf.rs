@@ -1,44 +1,21 @@
 //! What a worker of storage devices polls: queues, of whatever devices.
 
+use crate::queue::StorageQueue;
 use crate::wake::{Kicks, Quiet};
 use crate::worker::Poller;
 
-/// A queue of a storage device, as its worker sees it.
-pub trait Queue: Send + 'static {
-    /// One round, in bounded time. Returns whether there was anything to do.
-    fn poll(&mut self) -> bool;
-
-    /// Whether a round has to look at it.
-    fn is_polled(&self) -> bool;
-
-    /// Whether it had nothing for long and waits for its kick.
-    fn is_resting(&self) -> bool;
-
-    /// Some time went by: it may rest.
-    fn rest(&mut self);
-
-    /// The worker is about to sleep.
-    fn enable_kicks(&mut self) -> Quiet;
-
-    /// These kicks came, or the worker does not sleep any more.
-    fn kicked(&mut self, kicks: &Kicks);
-
-    /// Is looked at in each round, and asks for no kicks.
-    fn disable_kicks(&mut self);
-}
-
 /// Which queue of which device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Key {
+pub(super) struct Key {
     /// The device's number in its process.
-    pub device: u32,
+    pub(super) device: u32,
     /// The queue's index.
-    pub queue: u16,
+    pub(super) queue: u16,
 }
 
 /// The queues of one worker.
 #[derive(Debug)]
-pub struct Shelf<Q> {
+pub(super) struct Shelf<Q> {
     queues: Vec<(Key, Q)>,
     /// Places of those that a round looks at.
     awake: Vec<u16>,
@@ -58,15 +35,15 @@ impl<Q> Default for Shelf<Q> {
     }
 }
 
-impl<Q: Queue> Shelf<Q> {
+impl<Q: StorageQueue> Shelf<Q> {
     /// Serves `queue` from now on.
-    pub fn add(&mut self, key: Key, queue: Q) {
+    pub(super) fn add(&mut self, key: Key, queue: Q) {
         self.queues.push((key, queue));
         self.refresh();
     }
 
     /// Serves a queue no longer.
-    pub fn remove(&mut self, key: Key) -> Option<Q> {
+    pub(super) fn remove(&mut self, key: Key) -> Option<Q> {
         let at = self.queues.iter().position(|(other, _)| *other == key)?;
         let (_, queue) = self.queues.remove(at);
         self.refresh();
@@ -74,7 +51,7 @@ impl<Q: Queue> Shelf<Q> {
     }
 
     /// A queue that is served.
-    pub fn get(&mut self, key: Key) -> Option<&mut Q> {
+    pub(super) fn get(&mut self, key: Key) -> Option<&mut Q> {
         let found = self.queues.iter_mut().find(|(other, _)| *other == key);
         found.map(|(_, queue)| queue)
     }
@@ -93,7 +70,7 @@ impl<Q: Queue> Shelf<Q> {
     }
 }
 
-impl<Q: Queue> Poller for Shelf<Q> {
+impl<Q: StorageQueue> Poller for Shelf<Q> {
     fn poll(&mut self, _now: u32) -> bool {
         let count = self.awake.len();
         if self.first >= count {
@@ -114,19 +91,19 @@ impl<Q: Queue> Poller for Shelf<Q> {
     fn enable_kicks(&mut self) -> Quiet {
         let quiet = self
             .all()
-            .map(Queue::enable_kicks)
+            .map(StorageQueue::enable_kicks)
             .fold(Quiet::Kicked, Quiet::and);
         self.refresh();
         quiet
     }
 
     fn disable_kicks(&mut self) {
-        self.all().for_each(Queue::disable_kicks);
+        self.all().for_each(StorageQueue::disable_kicks);
         self.refresh();
     }
 
     fn rest(&mut self) {
-        self.all().for_each(Queue::rest);
+        self.all().for_each(StorageQueue::rest);
         self.refresh();
     }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use vvu::virtio::DeviceError;
 
-use super::shelf::{Key, Queue, Shelf};
+use super::shelf::{Key, Shelf};
+use crate::queue::StorageQueue;
 use crate::stats::{WorkerSnapshot, WorkerStats};
 use crate::wake::Waker;
 use crate::worker::{Polling, Sender, Worker, WorkerError};
@@ -24,19 +25,19 @@ const LOOK: Duration = Duration::from_micros(200);
 
 /// Workers for queues of kind `Q`.
 #[derive(Debug)]
-pub struct Storage<Q: Queue> {
+pub struct Storage<Q: StorageQueue> {
     workers: Vec<Thread<Q>>,
     devices: AtomicU32,
 }
 
 #[derive(Debug)]
-struct Thread<Q: Queue> {
+struct Thread<Q: StorageQueue> {
     worker: Worker<Shelf<Q>>,
     /// Queues that are there.
     queues: AtomicUsize,
 }
 
-impl<Q: Queue> Storage<Q> {
+impl<Q: StorageQueue> Storage<Q> {
     /// Starts a worker on each of `cpus`.
     pub fn new(cpus: &[usize], polling: Polling) -> Result<Arc<Self>, WorkerError> {
         if cpus.is_empty() {
@@ -148,7 +149,7 @@ impl<Q: Queue> Storage<Q> {
     }
 }
 
-impl<Q: Queue> Drop for Storage<Q> {
+impl<Q: StorageQueue> Drop for Storage<Q> {
     fn drop(&mut self) {
         for thread in &self.workers {
             thread.worker.stop();

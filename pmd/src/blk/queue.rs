@@ -12,6 +12,7 @@ use super::request::{self, Extent, Parsed, Ranges, Status};
 use super::slots::{self, Lists, Slots, Started};
 use super::stats;
 use crate::bdev::{Channel, DiskError, Done, Op, Request};
+use crate::queue::StorageQueue;
 use crate::stats::RingState;
 use crate::vring::{
     AnyRing, Chain, Format, Moved, Ring, RingError, RingOf, SetupError, Taken, with,
@@ -108,32 +109,6 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// One round: takes what the driver made available, submits it, gives back what is done.
-    /// Returns whether there was anything.
-    #[inline]
-    pub fn poll(&mut self) -> bool {
-        let take = !self.broken
-            && match self.draining {
-                false => self.enabled,
-                // A ring ends behind what was in flight when it began.
-                true => self.ring.is_resuming(),
-            };
-        let (work, features, index) = (&mut self.work, self.features, self.index);
-        let (taken, done) = with!(self.ring.of_format(), ring => {
-            let taken = if take { work.take(ring, features, index) } else { 0 };
-            let done = work.reap(ring, index);
-            if taken + done > 0 {
-                ring.publish();
-            }
-            (taken, done)
-        });
-        self.rest.brought = self.rest.brought.wrapping_add((taken + done) as u32);
-        if take && let Some(error) = self.ring.failed() {
-            self.fail(error);
-        }
-        taken + done > 0
-    }
-
     #[cold]
     fn fail(&mut self, error: RingError) {
         self.broken = true;
@@ -160,69 +135,9 @@ impl Queue {
         }
     }
 
-    /// Takes nothing more until [`Queue::resume`], but what was in flight when the ring began.
-    /// Returns how many requests are in flight, or more if some of those are still to be taken.
-    pub fn drain(&mut self) -> usize {
-        self.draining = true;
-        self.work.channel.hurry();
-        self.poll();
-        let left = !self.broken && self.ring.is_resuming();
-        self.work.channel.in_flight() + usize::from(left)
-    }
-
-    /// Takes chains again.
-    pub fn resume(&mut self) {
-        self.draining = false;
-    }
-
-    /// The front-end's wish that the ring be processed.
-    pub fn set_enabled(&mut self, enabled: bool) {
-        self.enabled = enabled;
-        self.set_state();
-    }
-
-    /// Another kick. Returns the old one.
-    pub fn set_kick(&mut self, watch: Watch) -> Watch {
-        std::mem::replace(&mut self.watch, watch)
-    }
-
-    /// Another call. Returns the old one.
-    pub fn set_call(&mut self, call: Call) -> Call {
-        self.ring.set_call(call)
-    }
-
-    /// Another way to report errors. Returns the old one.
-    pub fn set_err(&mut self, err: Call) -> Call {
-        self.ring.set_err(err)
-    }
-
-    /// Lists for the requests of a ring of `size` entries in `memory`, for
-    /// [`Queue::set_memory`].
-    pub fn lists(size: u16, memory: &Arc<MemTable>) -> Lists {
-        slots::lists(size.min(MAX_DEPTH), memory)
-    }
-
-    /// Moves the ring to a new memory, when nothing is in flight, with [`Queue::lists`] of it.
-    /// Returns the old ones, which keep the old memory mapped.
-    pub fn set_memory(&mut self, moved: Moved, lists: Lists) -> (Moved, Lists) {
-        (self.ring.set_memory(moved), self.work.slots.renew(lists))
-    }
-
-    /// Where the ring would go on.
-    pub fn base(&self) -> u32 {
-        self.ring.base()
-    }
-
     /// The device that the queue belongs to.
     pub fn face(&self) -> &Face {
         &self.work.face
-    }
-
-    /// The ring is not served any more.
-    pub fn stopped(&self) {
-        if let Some(stats) = self.work.face.queue_stats(self.index) {
-            stats.set_state(RingState::Stopped);
-        }
     }
 
     /// Asks for kicks, because it shall not be looked at any more. False if there is something.
@@ -242,19 +157,44 @@ impl Queue {
     fn takes(&self) -> bool {
         self.enabled && !self.broken && !self.draining && self.work.slots.room() > 0
     }
+}
 
-    /// Whether a round has to look at it.
-    pub fn is_polled(&self) -> bool {
+impl StorageQueue for Queue {
+    type Spare = Lists;
+
+    #[inline]
+    fn poll(&mut self) -> bool {
+        let take = !self.broken
+            && match self.draining {
+                false => self.enabled,
+                // A ring ends behind what was in flight when it began.
+                true => self.ring.is_resuming(),
+            };
+        let (work, features, index) = (&mut self.work, self.features, self.index);
+        let (taken, done) = with!(self.ring.of_format(), ring => {
+            let taken = if take { work.take(ring, features, index) } else { 0 };
+            let done = work.reap(ring, index);
+            if taken + done > 0 {
+                ring.publish();
+            }
+            (taken, done)
+        });
+        self.rest.brought = self.rest.brought.wrapping_add((taken + done) as u32);
+        if take && let Some(error) = self.ring.failed() {
+            self.fail(error);
+        }
+        taken + done > 0
+    }
+
+    fn is_polled(&self) -> bool {
         self.rest.mode == Mode::Polled
     }
 
-    /// Whether it had nothing for long and waits for its kick.
-    pub fn is_resting(&self) -> bool {
+    fn is_resting(&self) -> bool {
         self.rest.mode == Mode::Resting
     }
 
-    /// Some time went by: rests if it had nothing for long, and nothing is in flight.
-    pub fn rest(&mut self) {
+    fn rest(&mut self) {
         let look = match self.rest.mode {
             Mode::Polled => self.rest.is_due() && self.work.channel.in_flight() == 0,
             Mode::Resting => self.watch.is_polled(),
@@ -265,8 +205,7 @@ impl Queue {
         }
     }
 
-    /// Asks for kicks, because the worker is about to sleep.
-    pub fn enable_kicks(&mut self) -> Quiet {
+    fn enable_kicks(&mut self) -> Quiet {
         let polled = self.watch.is_polled() && self.takes();
         if self.rest.mode == Mode::Resting && !polled {
             return Quiet::Kicked;
@@ -280,8 +219,7 @@ impl Queue {
         disk.and(ring)
     }
 
-    /// These kicks came, or the worker does not sleep any more.
-    pub fn kicked(&mut self, kicks: &Kicks) {
+    fn kicked(&mut self, kicks: &Kicks) {
         match self.rest.mode {
             Mode::Polled => {}
             Mode::Resting if !kicks.has(&self.watch) => {}
@@ -294,9 +232,55 @@ impl Queue {
         }
     }
 
-    /// Is looked at in each round, and asks for no kicks.
-    pub fn disable_kicks(&mut self) {
+    fn disable_kicks(&mut self) {
         self.disarm();
+    }
+
+    fn drain(&mut self) -> usize {
+        self.draining = true;
+        self.work.channel.hurry();
+        self.poll();
+        let left = !self.broken && self.ring.is_resuming();
+        self.work.channel.in_flight() + usize::from(left)
+    }
+
+    fn resume(&mut self) {
+        self.draining = false;
+    }
+
+    fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+        self.set_state();
+    }
+
+    fn set_kick(&mut self, watch: Watch) -> Watch {
+        std::mem::replace(&mut self.watch, watch)
+    }
+
+    fn set_call(&mut self, call: Call) -> Call {
+        self.ring.set_call(call)
+    }
+
+    fn set_err(&mut self, err: Call) -> Call {
+        self.ring.set_err(err)
+    }
+
+    fn spare(size: u16, memory: &Arc<MemTable>) -> Lists {
+        slots::lists(size.min(MAX_DEPTH), memory)
+    }
+
+    fn set_memory(&mut self, moved: Moved, lists: Lists) -> (Moved, Lists) {
+        (self.ring.set_memory(moved), self.work.slots.renew(lists))
+    }
+
+    fn base(&self) -> u32 {
+        self.ring.base()
+    }
+
+    fn stopped(&self) {
+        if let Some(stats) = self.work.face.queue_stats(self.index) {
+            stats.set_state(RingState::Stopped);
+        }
     }
 }
 

@@ -6,12 +6,12 @@ use std::time::Instant;
 use vvu::memory::{Scatter, copy};
 
 use super::config::MAX_CDB_SIZE;
-use super::domain::{Address, Seat, Target};
+use super::domain::{Address, Domain, Seat, Target};
 use super::queue::{BURST, Work};
 use super::stats::QueueStats;
-use super::target::{Call, Job, Missing, Sense, Status, Step, Transfer};
+use super::target::{Call, Job, Luns, Missing, Sense, Status, Step, Transfer, WellKnown};
 use super::tasks::{Extra, Task};
-use super::wire::{self, Code, Fresh, Header, REQUEST, RESPONSE};
+use super::wire::{self, Code, Fresh, Header, Lister, REQUEST, RESPONSE};
 use crate::bdev::{Op, Request};
 use crate::vring::{Chain, Format, Keep, RingOf, Taken};
 
@@ -170,7 +170,7 @@ impl Work {
                     let target = address.and_then(|at| domain.target(at.target));
                     match address.zip(target) {
                         Some((address, target)) => self.begin(&arrived, address, target),
-                        None => Some(self.misdirected(&arrived, Code::BadTarget)),
+                        None => Some(self.elsewhere(&arrived, &domain)),
                     }
                 }
                 None => Some(0),
@@ -254,6 +254,36 @@ impl Work {
             Step::Job(job) => self.job(arrived, seat, job),
             step => Some(self.at_once(arrived, step, Some(seat))),
         }
+    }
+
+    /// Answers what is for no target's unit: for the well known one, or for nobody.
+    #[cold]
+    fn elsewhere(&self, arrived: &Arrived<'_>, domain: &Domain) -> u32 {
+        let unit = match Lister::parse(arrived.header.lun) {
+            Some(Lister::Device) => {
+                let units = domain.seats().map(|seat| seat.address.bytes());
+                Some(WellKnown::of_all(units))
+            }
+            Some(Lister::Target(number)) => {
+                let target = domain.target(number);
+                target.map(|target| WellKnown::of_target(&target.luns, u16::from(number) + 1))
+            }
+            None => None,
+        };
+        let Some(unit) = unit else {
+            return self.misdirected(arrived, Code::BadTarget);
+        };
+        if arrived.data_in > 0 && arrived.data_out > 0 {
+            return self.misdirected(arrived, Code::Failure);
+        }
+        let step = unit.execute(&Call {
+            cdb: arrived.cdb(),
+            data_in: arrived.data_in.into(),
+            data_out: arrived.data_out.into(),
+            out: &arrived.sent(),
+            luns: &Luns::default(),
+        });
+        self.at_once(arrived, step, None)
     }
 
     /// Answers what never came to a unit, or not in time.

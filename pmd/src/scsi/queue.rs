@@ -16,6 +16,7 @@ use super::served::Served;
 use super::tasks::{Tasks, lists};
 use super::ways::Ways;
 use crate::bdev::Done;
+use crate::queue::StorageQueue;
 use crate::vring::{AnyRing, Chain, Moved, SetupError, with};
 use crate::wake::{Kicks, Mode, Quiet, Waker, Watch};
 
@@ -105,29 +106,6 @@ impl Prepared {
 }
 
 impl Queue {
-    /// One round: takes what the driver made available, and gives back what is done. Returns
-    /// whether there was anything.
-    #[inline]
-    pub fn poll(&mut self) -> bool {
-        let Self { served, kind } = self;
-        let count = match kind {
-            Kind::Request(work) => {
-                let take = served.takes();
-                with!(served.ring.of_format(), ring => {
-                    let count = work.round(ring, take);
-                    if count > 0 {
-                        ring.publish();
-                    }
-                    count
-                })
-            }
-            Kind::Control(control) => control.poll(served),
-            Kind::Event(event) => event.poll(served),
-        };
-        served.finish(count);
-        count > 0
-    }
-
     /// Gets what others have to say.
     pub fn deliver(&mut self, letter: Letter) {
         match (&mut self.kind, letter.0) {
@@ -141,81 +119,6 @@ impl Queue {
             (Kind::Event(event), Note::Event) => event.look(),
             _ => {}
         }
-    }
-
-    /// Takes nothing more until [`Queue::resume`], but what was in flight when the ring began.
-    /// Returns how many chains are kept, or more if some of those are still to be taken.
-    pub fn drain(&mut self) -> usize {
-        self.served.draining = true;
-        if let Kind::Request(work) = &mut self.kind {
-            work.draining = true;
-            work.ways.hurry();
-        }
-        self.poll();
-        let kept = match &self.kind {
-            Kind::Request(work) => work.tasks.len() + work.over.len(),
-            Kind::Control(control) => control.waiting(),
-            Kind::Event(_) => 0,
-        };
-        let resuming = self.served.is_resuming() && !matches!(self.kind, Kind::Event(_));
-        kept + usize::from(resuming)
-    }
-
-    /// Takes chains again.
-    pub fn resume(&mut self) {
-        self.served.draining = false;
-        if let Kind::Request(work) = &mut self.kind {
-            work.draining = false;
-        }
-    }
-
-    /// The front-end's wish that the ring be processed.
-    pub fn set_enabled(&mut self, enabled: bool) {
-        self.served.set_enabled(enabled);
-    }
-
-    /// Another kick. Returns the old one.
-    pub fn set_kick(&mut self, watch: Watch) -> Watch {
-        self.served.set_kick(watch)
-    }
-
-    /// Another call. Returns the old one.
-    pub fn set_call(&mut self, call: Call) -> Call {
-        self.served.set_call(call)
-    }
-
-    /// Another way to report errors. Returns the old one.
-    pub fn set_err(&mut self, err: Call) -> Call {
-        self.served.set_err(err)
-    }
-
-    /// As many lists for `memory` as a ring of `size` entries needs.
-    pub fn spare(size: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
-        lists(size.min(MAX_DEPTH), memory)
-    }
-
-    /// Moves the ring to a new memory, when no chains are kept, with lists for it. Returns the old
-    /// ones.
-    pub fn set_memory(
-        &mut self,
-        moved: Moved,
-        lists: Vec<Box<Scatter>>,
-    ) -> (Moved, Vec<Box<Scatter>>) {
-        let lists = match &mut self.kind {
-            Kind::Request(work) => work.tasks.renew(lists),
-            _ => lists,
-        };
-        (self.served.set_memory(moved), lists)
-    }
-
-    /// Where the ring would go on.
-    pub fn base(&self) -> u32 {
-        self.served.ring.base()
-    }
-
-    /// The ring is not served any more.
-    pub fn stopped(&self) {
-        self.served.stopped();
     }
 
     /// Whether it has nothing to do but to wait for chains.
@@ -235,19 +138,41 @@ impl Queue {
             Kind::Control(control) => control.has_room(),
         }
     }
+}
 
-    /// Whether a round has to look at it.
-    pub fn is_polled(&self) -> bool {
+impl StorageQueue for Queue {
+    type Spare = Vec<Box<Scatter>>;
+
+    #[inline]
+    fn poll(&mut self) -> bool {
+        let Self { served, kind } = self;
+        let count = match kind {
+            Kind::Request(work) => {
+                let take = served.takes();
+                with!(served.ring.of_format(), ring => {
+                    let count = work.round(ring, take);
+                    if count > 0 {
+                        ring.publish();
+                    }
+                    count
+                })
+            }
+            Kind::Control(control) => control.poll(served),
+            Kind::Event(event) => event.poll(served),
+        };
+        served.finish(count);
+        count > 0
+    }
+
+    fn is_polled(&self) -> bool {
         self.served.rest.mode == Mode::Polled
     }
 
-    /// Whether it had nothing for long and waits for its kick.
-    pub fn is_resting(&self) -> bool {
+    fn is_resting(&self) -> bool {
         self.served.rest.mode == Mode::Resting
     }
 
-    /// Some time went by: rests if it had nothing for long, and nothing is under way.
-    pub fn rest(&mut self) {
+    fn rest(&mut self) {
         let look = match self.served.rest.mode {
             Mode::Polled => self.served.rest.is_due() && self.is_quiet(),
             Mode::Resting => self.served.watch.is_polled(),
@@ -259,8 +184,7 @@ impl Queue {
         }
     }
 
-    /// Asks for kicks, because the worker is about to sleep.
-    pub fn enable_kicks(&mut self) -> Quiet {
+    fn enable_kicks(&mut self) -> Quiet {
         let room = self.has_room();
         let polled = self.served.watch.is_polled() && self.served.takes() && room;
         if self.served.rest.mode == Mode::Resting && !polled {
@@ -283,14 +207,71 @@ impl Queue {
         others.and(ring)
     }
 
-    /// These kicks came, or the worker does not sleep any more.
-    pub fn kicked(&mut self, kicks: &Kicks) {
+    fn kicked(&mut self, kicks: &Kicks) {
         self.served.kicked(kicks);
     }
 
-    /// Is looked at in each round, and asks for no kicks.
-    pub fn disable_kicks(&mut self) {
+    fn disable_kicks(&mut self) {
         self.served.disarm();
+    }
+
+    fn drain(&mut self) -> usize {
+        self.served.draining = true;
+        if let Kind::Request(work) = &mut self.kind {
+            work.draining = true;
+            work.ways.hurry();
+        }
+        self.poll();
+        let kept = match &self.kind {
+            Kind::Request(work) => work.tasks.len() + work.over.len(),
+            Kind::Control(control) => control.waiting(),
+            Kind::Event(_) => 0,
+        };
+        let resuming = self.served.is_resuming() && !matches!(self.kind, Kind::Event(_));
+        kept + usize::from(resuming)
+    }
+
+    fn resume(&mut self) {
+        self.served.draining = false;
+        if let Kind::Request(work) = &mut self.kind {
+            work.draining = false;
+        }
+    }
+
+    fn set_enabled(&mut self, enabled: bool) {
+        self.served.set_enabled(enabled);
+    }
+
+    fn set_kick(&mut self, watch: Watch) -> Watch {
+        self.served.set_kick(watch)
+    }
+
+    fn set_call(&mut self, call: Call) -> Call {
+        self.served.set_call(call)
+    }
+
+    fn set_err(&mut self, err: Call) -> Call {
+        self.served.set_err(err)
+    }
+
+    fn spare(size: u16, memory: &Arc<MemTable>) -> Vec<Box<Scatter>> {
+        lists(size.min(MAX_DEPTH), memory)
+    }
+
+    fn set_memory(&mut self, moved: Moved, lists: Vec<Box<Scatter>>) -> (Moved, Vec<Box<Scatter>>) {
+        let lists = match &mut self.kind {
+            Kind::Request(work) => work.tasks.renew(lists),
+            _ => lists,
+        };
+        (self.served.set_memory(moved), lists)
+    }
+
+    fn base(&self) -> u32 {
+        self.served.ring.base()
+    }
+
+    fn stopped(&self) {
+        self.served.stopped();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use vvu::memory::{VolatileSlice, copy};
 
-use super::target::{DataOut, MAX_LUN};
+use super::target::{DataOut, MAX_LUN, WellKnown};
 use crate::vring::{Chain, Taken};
 use vvu::memory::Scatter;
 
@@ -62,6 +62,25 @@ impl Address {
     pub(super) fn bytes(self) -> [u8; 8] {
         let [high, low] = (self.lun | 0x4000).to_be_bytes();
         [1, self.target, high, low, 0, 0, 0, 0]
+    }
+}
+
+/// Where the REPORT LUNS well known unit is: that of the device (5.6.6.1), or of one target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lister {
+    Device,
+    Target(u8),
+}
+
+impl Lister {
+    /// From eight bytes.
+    pub(super) fn parse(bytes: [u8; 8]) -> Option<Self> {
+        let [high, low, ..] = WellKnown::LUN;
+        match bytes {
+            WellKnown::LUN => Some(Self::Device),
+            [1, target, a, b, 0, 0, 0, 0] if (a, b) == (high, low) => Some(Self::Target(target)),
+            _ => None,
+        }
     }
 }
 
@@ -179,6 +198,12 @@ mod tests {
             assert_eq!(parse(bad[0], bad[1], bad[2], bad[3]), None, "{bad:?}");
         }
         assert_eq!(Address::parse([1, 0, 0, 0, 0, 1, 0, 0]), None);
+        let lister = |a, b, c, d| Lister::parse([a, b, c, d, 0, 0, 0, 0]);
+        assert_eq!(lister(0xc1, 1, 0, 0), Some(Lister::Device));
+        assert_eq!(lister(1, 9, 0xc1, 1), Some(Lister::Target(9)));
+        assert_eq!(lister(1, 9, 0xc1, 2), None);
+        assert_eq!(lister(0xc1, 1, 0, 1), None);
+        assert_eq!(Lister::parse([1, 0, 0xc1, 1, 0, 0, 0, 1]), None);
         for lun in [0, 255, 256, 16383] {
             let address = Address { target: 3, lun };
             assert_eq!(Address::parse(address.bytes()), Some(address));

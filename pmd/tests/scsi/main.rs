@@ -420,6 +420,41 @@ fn many_units_on_many_targets() {
     }
     let list = bench.run(at(0, 7), &[0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], &[], 256);
     assert_eq!(list.data[3], 24);
+
+    // The well known unit of each target lists those of the target, that of the device all.
+    let mut lists = |lun: [u8; 8], which: u8| {
+        let mut header = header(at(0, 0), 1, &[0xa0, 0, which, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        header[..8].copy_from_slice(&lun);
+        let chain = [&header[..], &[]];
+        let driver = &mut bench.driver;
+        driver
+            .chain(REQUESTS, &chain, &[RESPONSE, 256], false)
+            .unwrap();
+        driver.submit(REQUESTS);
+        let answer = Response::new(&driver.wait(REQUESTS).bytes);
+        if answer.code != 0 {
+            return Err(answer.code);
+        }
+        let len = u32::from_be_bytes(answer.data[..4].try_into().unwrap()) as usize;
+        assert_eq!(answer.residual as usize, 256 - 8 - len);
+        Ok(answer.data[8..8 + len].as_chunks::<8>().0.to_vec())
+    };
+    let mut of_255 = vec![[0; 8], [0x41, 0, 0, 0, 0, 0, 0, 0]];
+    assert_eq!(lists([1, 255, 0xc1, 1, 0, 0, 0, 0], 0), Ok(of_255.clone()));
+    let well_known = [0xc1, 1, 0, 0, 0, 0, 0, 0];
+    of_255.push(well_known);
+    assert_eq!(lists([1, 255, 0xc1, 1, 0, 0, 0, 0], 2), Ok(of_255));
+    let mut all = places.map(lun_bytes).to_vec();
+    all.sort_unstable();
+    assert_eq!(lists(well_known, 0), Ok(all.clone()));
+    assert_eq!(lists(well_known, 1), Ok(vec![well_known]));
+    // Where they lead is where the units are.
+    for lun in all {
+        assert!(lists(lun, 0).is_ok());
+    }
+    for nowhere in [[1, 9, 0xc1, 1, 0, 0, 0, 0], [0xc1, 2, 0, 0, 0, 0, 0, 0]] {
+        assert_eq!(lists(nowhere, 0), Err(3), "{nowhere:x?}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use vvu::notify::{Call, Kick};
 use vvu::virtio::{RingAreas, Vring};
 use vvu_pmd::bdev::{Disk, Geometry, Mem};
 use vvu_pmd::blk::{BlkConfig, Face, Prepared, Queue};
+use vvu_pmd::queue::StorageQueue;
 use vvu_pmd::vring::feature;
 use vvu_pmd::wake::Waker;
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use vm_memory::Bytes;
 use vvu::memory::Area;
 use vvu::protocol::Features;
 use vvu::socket::Endpoint;
@@ -115,8 +116,17 @@ pub(super) struct Disk<'a> {
     /// The queue that the next request goes to.
     current: usize,
     serial: u64,
+    /// To be sent once more.
+    again: Vec<Again>,
     pub(super) read: Flow,
     pub(super) written: Flow,
+}
+
+/// A request that was not done because the disk had something to tell first.
+struct Again {
+    request: Request,
+    token: u64,
+    data: Vec<u8>,
 }
 
 impl<'a> Disk<'a> {
@@ -172,6 +182,7 @@ impl<'a> Disk<'a> {
             shape: shape.unwrap_or(UNKNOWN),
             current: 0,
             serial: 0,
+            again: Vec::new(),
             read: Flow::default(),
             written: Flow::default(),
         };
@@ -206,9 +217,10 @@ impl<'a> Disk<'a> {
         self.tether.stopped()
     }
 
-    /// Requests that the back-end has.
+    /// Requests that the back-end has, or is to have again.
     pub(super) fn in_flight(&self) -> usize {
-        self.queues.requests.iter().map(Requests::in_flight).sum()
+        let sent: usize = self.queues.requests.iter().map(Requests::in_flight).sum();
+        sent + self.again.len()
     }
 
     /// Adds a request, whose data `fill` provides, to the next queue that has room; `false` if
@@ -221,12 +233,23 @@ impl<'a> Disk<'a> {
         rng: &mut fastrand::Rng,
         fill: impl FnOnce(&Area),
     ) -> bool {
+        let message = self.message(&request);
+        if !self.send(request, &message, token, cut, rng, fill) {
+            return false;
+        }
+        match request.kind {
+            Kind::Read => self.read.add(1, request.len),
+            _ => self.written.add(1, request.len),
+        }
+        true
+    }
+
+    fn message(&mut self, request: &Request) -> Message {
         self.serial += 1;
-        let message = match self.language {
-            Language::Blk => blk::message(&request),
-            Language::Scsi(unit) => scsi::message(unit, self.serial, &request, self.shape.block),
-        };
-        self.send(request, &message, token, cut, rng, fill)
+        match self.language {
+            Language::Blk => blk::message(request),
+            Language::Scsi(unit) => scsi::message(unit, self.serial, request, self.shape.block),
+        }
     }
 
     fn send(
@@ -252,26 +275,37 @@ impl<'a> Disk<'a> {
             return false;
         };
         self.current = (self.current + 1) % count;
-        if !queue.add(request, message, token, cut, rng, fill) {
-            return false;
-        }
-        match request.kind {
-            Kind::Read => self.read.add(1, request.len),
-            _ => self.written.add(1, request.len),
-        }
-        true
+        queue.add(request, message, token, cut, rng, fill)
     }
 
-    /// Sends what was added.
+    /// Sends what was added, and what is to be sent again.
     pub(super) fn flush(&mut self) {
+        for again in std::mem::take(&mut self.again) {
+            let Again {
+                request,
+                token,
+                data,
+            } = &again;
+            let message = self.message(request);
+            let mut rng = fastrand::Rng::with_seed(0);
+            let fill = |area: &Area| drop(area.slice().write_slice(data, 0));
+            if !self.send(*request, &message, *token, Cut::default(), &mut rng, fill) {
+                self.again.push(again);
+            }
+        }
         for one in &mut self.queues.requests {
             one.queue.flush();
         }
     }
 
-    /// Shows `each` request that came back; how many did.
+    /// Shows `each` request that came back; how many did. One that is answered with a unit attention
+    /// is sent again instead.
     pub(super) fn reap(&mut self, mut each: impl FnMut(Done<'_>)) -> Result<usize, GuestError> {
         let language = self.language;
+        // Before that, it is asked what there is to tell.
+        let is_known = self.shape.capacity > 0;
+        let again = &mut self.again;
+        let before = again.len();
         let (mut count, mut wrong) = (0, None);
         for one in &mut self.queues.requests {
             count += one.reap(|answer| {
@@ -279,6 +313,20 @@ impl<'a> Disk<'a> {
                     Language::Blk => blk::outcome(answer.tail.first().copied().unwrap_or(0)),
                     Language::Scsi(_) => answer.tail.first_chunk().map_or(Ok(()), scsi::outcome),
                 };
+                if is_known && outcome.as_ref().is_err_and(scsi::is_attention) {
+                    let len = match answer.request.kind {
+                        Kind::Read | Kind::Write => answer.request.len as usize,
+                        _ => 0,
+                    };
+                    let mut data = vec![0; len];
+                    answer.data.slice().copy_to(data.as_mut_slice());
+                    again.push(Again {
+                        request: answer.request,
+                        token: answer.token,
+                        data,
+                    });
+                    return;
+                }
                 if let (Ok(()), Some(fault)) = (outcome, unsaid(&answer)) {
                     wrong = Some(fault);
                 }
@@ -290,6 +338,10 @@ impl<'a> Disk<'a> {
                     answer.data,
                 ));
             })?;
+        }
+        count -= self.again.len() - before;
+        if !self.again.is_empty() {
+            self.flush();
         }
         match wrong {
             None => Ok(count),

@@ -4,7 +4,7 @@
 //! Others go piece by piece through a buffer of the disk's pool: those in memory that cannot be
 //! pinned, or not aligned as direct I/O needs it; what a short read or write left over; zeroes
 //! that the filesystem cannot make by itself. Requests that find no buffer wait until one is
-//! free.
+//! free. A direct file's buffers are registered with the kernel when the first one is needed.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -67,12 +67,15 @@ pub(super) struct FileChannel {
     answers: Vec<(u16, Memory, i32)>,
     /// Answered and not reaped.
     done: Vec<Done>,
+    /// The pool's buffers may be registered, and nobody tried.
+    registers: bool,
 }
 
 impl FileChannel {
     pub(super) fn new(shared: Arc<Shared>, sqpoll: bool) -> std::io::Result<Self> {
         Ok(Self {
             uring: Uring::new(Arc::clone(&shared.file), DEPTH, sqpoll)?,
+            registers: shared.align.is_some(),
             shared,
             jobs: (0..DEPTH).map(|_| None).collect(),
             free: (0..DEPTH).rev().collect(),
@@ -155,6 +158,9 @@ impl FileChannel {
             };
             self.uring.start(token, action, memory)
         } else {
+            if self.registers {
+                self.register();
+            }
             let Some(buffer) = self.fill(&job) else {
                 self.waiting.push_back(token);
                 self.place(token, job);
@@ -185,6 +191,20 @@ impl FileChannel {
     fn place(&mut self, token: u16, job: Job) {
         if let Some(place) = self.jobs.get_mut(usize::from(token)) {
             *place = Some(job);
+        }
+    }
+
+    /// Only when the first buffer is needed, because all of them are there from then on.
+    #[cold]
+    fn register(&mut self) {
+        self.registers = false;
+        let result = self.uring.register(&self.shared.pool);
+        let (disk, error) = (&self.shared.name, result.err());
+        match error {
+            None => tracing::debug!(disk, "buffers are registered"),
+            Some(error) => {
+                tracing::debug!(disk, %error, "buffers cannot be registered, and are used all the same");
+            }
         }
     }
 

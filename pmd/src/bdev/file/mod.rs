@@ -3,9 +3,11 @@
 //! | file | what |
 //! |---|---|
 //! | `channel` | what is in flight, and what goes through buffers |
+//! | `lock` | that nobody else has the file |
 //! | `uring` | the kernel's ring, and the memory that it has |
 
 mod channel;
+mod lock;
 #[cfg(test)]
 mod tests;
 mod uring;
@@ -15,6 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags};
 use vvu::memory::Scatter;
@@ -27,6 +30,9 @@ use crate::mempool::Mempool;
 const BUFFERS: usize = 64;
 /// ...and of one where only what a short transfer left over is.
 const FEW_BUFFERS: usize = 4;
+
+/// How long a file is waited for that others have locked, if nothing else is wanted.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is wanted of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +53,9 @@ pub struct FileConfig {
     pub block: Option<u32>,
     /// Made with this size if it is not there.
     pub create: Option<u64>,
+    /// How long others may go on having it locked: a process that was killed has, until its last
+    /// request ends.
+    pub patience: Duration,
 }
 
 impl FileConfig {
@@ -61,6 +70,7 @@ impl FileConfig {
             discard: true,
             block: None,
             create: None,
+            patience: PATIENCE,
         }
     }
 }
@@ -133,11 +143,24 @@ impl File {
             disk: name.clone(),
             reason,
         };
-        let file = open_file(&config).map_err(error(match config.read_only {
+        let (file, is_new) = open_file(&config).map_err(error(match config.read_only {
             true => "cannot open it for reading",
             false => "cannot open it for reading and writing (option readonly: for reading only)",
         }))?;
         let about = About::of(&file, config.direct).map_err(error("cannot ask what it is"))?;
+        let locked = lock::take(&file, &name, !config.read_only, config.patience);
+        if !locked.map_err(error("cannot lock it"))? {
+            return Err(unfit(format!(
+                "somebody else has it locked, for {:?} and longer; a disk that is written has one \
+                 user at a time (`fuser -v {}` tells who that is)",
+                config.patience,
+                config.path.display()
+            )));
+        }
+        if let Some(size) = config.create.filter(|_| is_new) {
+            rustix::fs::ftruncate(&file, size)
+                .map_err(|errno| error("cannot give it its size")(errno.into()))?;
+        }
         let bytes = size_of(&file).map_err(error("cannot ask for its size"))?;
         let block = config.block.unwrap_or(about.block);
         if block < about.block {
@@ -186,7 +209,8 @@ impl File {
     }
 }
 
-fn open_file(config: &FileConfig) -> io::Result<OwnedFd> {
+/// The file, and whether it was not there before.
+fn open_file(config: &FileConfig) -> io::Result<(OwnedFd, bool)> {
     let mut flags = OFlags::CLOEXEC;
     flags |= match config.read_only {
         true => OFlags::RDONLY,
@@ -195,18 +219,16 @@ fn open_file(config: &FileConfig) -> io::Result<OwnedFd> {
     if config.direct {
         flags |= OFlags::DIRECT;
     }
-    if let Some(size) = config.create.filter(|_| !config.read_only) {
+    if config.create.is_some() && !config.read_only {
         let new = flags | OFlags::CREATE | OFlags::EXCL;
         match rustix::fs::open(&config.path, new, Mode::RUSR | Mode::WUSR) {
-            Ok(file) => {
-                rustix::fs::ftruncate(&file, size)?;
-                return Ok(file);
-            }
+            Ok(file) => return Ok((file, true)),
             Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(rustix::fs::open(&config.path, flags, Mode::empty())?)
+    let file = rustix::fs::open(&config.path, flags, Mode::empty())?;
+    Ok((file, false))
 }
 
 /// What the kernel says of a file.

@@ -234,6 +234,7 @@ fn what_cannot_be_is_refused() {
     );
     assert_eq!(refused(Op::Read, SIZE - 512, 512), Ok(()));
 
+    drop((channel, file));
     let config = FileConfig {
         read_only: true,
         ..temp.config()
@@ -307,6 +308,46 @@ fn what_is_no_disk_is_refused_with_a_reason() {
         ..temp.config()
     };
     assert!(File::open(config).is_err());
+}
+
+#[test]
+fn a_file_that_is_written_has_one_user() {
+    let temp = Temp::new("locked");
+    let at_once = |read_only| {
+        let config = FileConfig {
+            read_only,
+            patience: Duration::ZERO,
+            ..temp.config()
+        };
+        File::open(config).map_err(|error| error.to_string())
+    };
+    let writer = at_once(false).unwrap();
+    for read_only in [false, true] {
+        let error = at_once(read_only).unwrap_err();
+        let name = format!("file:{}: somebody else has it locked", temp.0.display());
+        assert!(error.starts_with(&name), "{error}");
+    }
+    // Whoever still does I/O has it.
+    let channel = writer.channel().unwrap();
+    drop(writer);
+    assert!(at_once(false).is_err());
+    drop(channel);
+    // The kernel takes its time to close an io_uring.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let readers = loop {
+        match at_once(true) {
+            Ok(reader) => break [reader, at_once(true).unwrap()],
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(at_once(false).is_err());
+    // It is waited for.
+    let waits = temp.config();
+    let waits = std::thread::spawn(move || File::open(waits).is_ok());
+    std::thread::sleep(Duration::from_millis(50));
+    drop(readers);
+    assert!(waits.join().unwrap());
 }
 
 #[test]

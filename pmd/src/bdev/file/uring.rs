@@ -14,7 +14,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
 use vvu::memory::Scatter;
 
-use crate::mempool::Mbuf;
+use crate::mempool::{Mbuf, Mempool};
 
 /// How long a ring waits for what is in flight when it is dropped.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -29,7 +29,7 @@ pub(super) enum Memory {
     None,
     /// The pieces of a request.
     Pieces(Box<Scatter>),
-    /// A buffer of ours: what was appended to it.
+    /// A buffer of ours: what was appended to it. If buffers were registered, it is one of those.
     Buffer(Mbuf),
 }
 
@@ -59,6 +59,8 @@ pub(super) struct Uring {
     unsubmitted: bool,
     /// The eventfd is signalled at completions.
     armed: bool,
+    /// Where buffers are from, registered as number 0. It goes behind the ring.
+    registered: Option<Arc<Mempool>>,
 }
 
 impl Uring {
@@ -87,7 +89,24 @@ impl Uring {
             count: 0,
             unsubmitted: false,
             armed: false,
+            registered: None,
         })
+    }
+
+    /// The kernel keeps the pages of all buffers of `pool` at hand, for as long as this lives,
+    /// instead of looking for those of a buffer at each request. From now on all buffers are from
+    /// there. It fails if more memory would be locked than is allowed.
+    pub(super) fn register(&mut self, pool: &Arc<Mempool>) -> std::io::Result<()> {
+        let all = pool.memory();
+        let list = [libc::iovec {
+            iov_base: all.ptr_guard_mut().as_ptr().cast(),
+            iov_len: all.len(),
+        }];
+        // SAFETY: this is the memory of `pool`, which stays mapped while that lives. We keep it
+        // from now on, and let go of the ring first.
+        unsafe { self.uring.submitter().register_buffers(&list)? };
+        self.registered = Some(Arc::clone(pool));
+        Ok(())
     }
 
     /// What is signalled at completions, once armed.
@@ -110,7 +129,8 @@ impl Uring {
         if place.is_some() {
             return Err(memory);
         }
-        let entry = entry(action, &memory).user_data(token.into());
+        let fixed = self.registered.is_some();
+        let entry = entry(action, &memory, fixed).user_data(token.into());
         // SAFETY: what the entry points to are the pieces of `memory`, which their owner keeps
         // mapped, and the list of them, which is on the heap and does not move. On success
         // `memory` is kept in `flying`, unchanged and not dropped, until the kernel has answered:
@@ -178,12 +198,18 @@ impl Uring {
     }
 }
 
-/// What the kernel is told, without the token.
+/// What the kernel is told, without the token; `fixed` if our buffers are registered.
 #[inline]
-fn entry(action: Action, memory: &Memory) -> squeue::Entry {
+fn entry(action: Action, memory: &Memory, fixed: bool) -> squeue::Entry {
     const FILE: types::Fixed = types::Fixed(0);
+    const BUFFERS: u16 = 0;
     let flags = |through| if through { libc::RWF_DSYNC } else { 0 };
     match (action, memory) {
+        (Action::Read { offset }, Memory::Buffer(buffer)) if fixed => {
+            let (start, len) = bytes(buffer);
+            let read = opcode::ReadFixed::new(FILE, start, len, BUFFERS);
+            read.offset(offset).build()
+        }
         (Action::Read { offset }, Memory::Buffer(buffer)) => {
             let (start, len) = bytes(buffer);
             opcode::Read::new(FILE, start, len).offset(offset).build()
@@ -192,6 +218,11 @@ fn entry(action: Action, memory: &Memory) -> squeue::Entry {
             let (list, count) = pieces.iovecs();
             let read = opcode::Readv::new(FILE, list, count);
             read.offset(offset).build()
+        }
+        (Action::Write { offset, through }, Memory::Buffer(buffer)) if fixed => {
+            let (start, len) = bytes(buffer);
+            let write = opcode::WriteFixed::new(FILE, start, len, BUFFERS).offset(offset);
+            write.rw_flags(flags(through)).build()
         }
         (Action::Write { offset, through }, Memory::Buffer(buffer)) => {
             let (start, len) = bytes(buffer);

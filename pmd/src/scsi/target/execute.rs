@@ -285,7 +285,7 @@ impl Nexus {
             Command::Inquiry => inquiry::inquiry(unit, self.port(), cdb)?,
             Command::ReportLuns => {
                 self.forget(Attention::LunsChanged);
-                luns::report(call.luns, cdb)?
+                luns::report(call.luns.listed(), cdb)?
             }
             Command::RequestSense => self.request_sense(cdb),
             Command::ModeSense => mode::sense(unit, cdb)?,

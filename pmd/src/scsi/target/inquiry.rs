@@ -27,15 +27,29 @@ pub(super) fn inquiry(unit: &Unit, port: u16, cdb: Cdb) -> Result<Vec<u8>, Sense
     if page != 0 {
         return Err(Sense::cdb(2));
     }
-    Ok(standard(Some(unit)))
+    Ok(standard(Peripheral::Disk))
 }
 
-/// Standard data, of a unit or of none.
-pub(super) fn standard(unit: Option<&Unit>) -> Vec<u8> {
-    // A disk; or nothing, and nothing can be there.
-    let peripheral = if unit.is_some() { 0x00 } else { 0x7f };
-    // SPC-4; hierarchical LUNs, format 2; implicit target port groups; several ports; queues.
-    let mut data = vec![peripheral, 0, 6, 0x12, (LEN - 5) as u8, 0x10, 0x10, 0x02];
+/// Who answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Peripheral {
+    Disk = 0x00,
+    WellKnown = 0x1e,
+    /// Nothing is there, and nothing can be.
+    Nobody = 0x7f,
+}
+
+/// Standard data.
+pub(super) fn standard(who: Peripheral) -> Vec<u8> {
+    // Implicit target port groups: the well known unit can tell of none.
+    let groups = if who == Peripheral::WellKnown {
+        0
+    } else {
+        0x10
+    };
+    // SPC-4; hierarchical LUNs, format 2; several ports; queues.
+    let mut data = vec![who as u8, 0, 6, 0x12, (LEN - 5) as u8, groups, 0x10, 0x02];
     data.extend(VENDOR);
     data.extend(PRODUCT);
     data.extend(REVISION);

@@ -6,9 +6,11 @@ use super::answer::Answer;
 use super::attention::Attention;
 use super::cdb::Cdb;
 use super::execute::{check, judge};
+use super::inquiry::Peripheral;
 use super::nexus::Nexus;
 use super::opcodes::{Command, Moves};
 use super::sense::Sense;
+use super::well_known::WellKnown;
 use super::{Call, Step};
 
 /// Highest LUN: 14 bits (SAM-6, 4.7.7).
@@ -84,13 +86,19 @@ fn listed(lun: u16) -> [u8; 8] {
     bytes
 }
 
-/// Answers REPORT LUNS.
-pub(super) fn report(luns: &Luns, cdb: Cdb) -> Result<Vec<u8>, Sense> {
-    let which = cdb.byte(2);
-    let list: Vec<u8> = match which {
-        0 | 2 => luns.iter().flat_map(|(lun, _)| listed(lun)).collect(),
-        // Of the well known ones there is none here.
-        1 => Vec::new(),
+impl Luns {
+    /// All LUNs as they are listed.
+    pub(super) fn listed(&self) -> impl Iterator<Item = [u8; 8]> {
+        self.iter().map(|(lun, _)| listed(lun))
+    }
+}
+
+/// Answers REPORT LUNS, where there are these units and the well known one.
+pub(super) fn report(units: impl Iterator<Item = [u8; 8]>, cdb: Cdb) -> Result<Vec<u8>, Sense> {
+    let list: Vec<u8> = match cdb.byte(2) {
+        0 => units.flatten().collect(),
+        1 => WellKnown::LUN.to_vec(),
+        2 => units.chain([WellKnown::LUN]).flatten().collect(),
         _ => return Err(Sense::cdb(2)),
     };
     let mut data = (list.len() as u32).to_be_bytes().to_vec();
@@ -126,11 +134,11 @@ impl Missing {
                 if cdb.bit(1, 0) {
                     return Err(Sense::cdb_bit(1, 0));
                 }
-                super::inquiry::standard(None)
+                super::inquiry::standard(Peripheral::Nobody)
             }
             Command::ReportLuns => {
                 checked?;
-                report(call.luns, cdb)?
+                report(call.luns.listed(), cdb)?
             }
             Command::RequestSense => {
                 checked?;

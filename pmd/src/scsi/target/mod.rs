@@ -11,6 +11,7 @@
 //! | `execute.rs` | from a CDB to a step |
 //! | `cdb.rs`, `sense.rs`, `answer.rs`, `attention.rs` | what comes in, and what goes out |
 //! | `unit.rs`, `nexus.rs`, `luns.rs` | a logical unit; an initiator's way to it; all units of a target |
+//! | `well_known.rs` | a unit that is always there, to list the others |
 //! | `gate.rs` | what makes COMPARE AND WRITE atomic |
 //! | `inquiry.rs`, `vpd.rs`, `capacity.rs`, `mode.rs`, `select.rs`, `log.rs`, `supported.rs`, `ports.rs` | commands that answer at once |
 //! | `jobs` | commands that take several steps |
@@ -44,6 +45,7 @@ mod supported;
 mod tests;
 mod unit;
 mod vpd;
+mod well_known;
 
 pub use answer::{Answer, Status};
 pub use attention::Attention;
@@ -54,6 +56,7 @@ pub use nexus::{Barrier, Bell, Nexus, NexusId};
 pub use reserve::{MAX_REGISTRATIONS, Reservations, TextError};
 pub use sense::{Key, MAX_SENSE, Place, Sense};
 pub use unit::{Identity, Unit, name_hash};
+pub use well_known::WellKnown;
 
 /// Names of all commands that are accepted.
 pub fn commands() -> impl Iterator<Item = &'static str> {

@@ -1,7 +1,7 @@
 //! Vital product data (SPC-5, 7.7; SBC-4, 6.6).
 
 use super::execute::{MAX_SAME, max_compare};
-use super::inquiry::VENDOR;
+use super::inquiry::{Peripheral, VENDOR};
 use super::jobs::MAX_DESCRIPTORS;
 use super::ports::GROUP;
 use super::unit::Unit;
@@ -21,10 +21,30 @@ pub(super) fn page(unit: &Unit, port: u16, number: u8) -> Option<Vec<u8>> {
         0xb2 => provisioning(unit),
         _ => return None,
     };
-    let mut page = vec![0, number];
+    Some(whole(Peripheral::Disk, number, &rest))
+}
+
+/// Page `number` of the well known unit, which is reached through `port` if that is known.
+pub(super) fn of_well_known(port: Option<u16>, number: u8) -> Option<Vec<u8>> {
+    let rest = match number {
+        0x00 => vec![0x00, 0x83],
+        0x83 => port.map(by_port).unwrap_or_default(),
+        _ => return None,
+    };
+    Some(whole(Peripheral::WellKnown, number, &rest))
+}
+
+fn whole(who: Peripheral, number: u8, rest: &[u8]) -> Vec<u8> {
+    let mut page = vec![who as u8, number];
     page.extend((rest.len() as u16).to_be_bytes());
     page.extend(rest);
-    Some(page)
+    page
+}
+
+/// A port by its relative identifier.
+fn by_port(port: u16) -> Vec<u8> {
+    let [high, low] = port.to_be_bytes();
+    designator(1, 1, 4, &[0, 0, high, low])
 }
 
 /// One designator: what codes it, whose it is and of what type, its bytes.
@@ -40,12 +60,11 @@ fn identification(unit: &Unit, port: u16) -> Vec<u8> {
     let name = [&VENDOR[..], who.serial.as_bytes()].concat();
     // Assigned locally (NAA 3).
     let number = who.id & !(0xf << 60) | 3 << 60;
-    let [high, low] = port.to_be_bytes();
     let [group_high, group_low] = GROUP.to_be_bytes();
     [
         designator(2, 0, 1, &name),
         designator(1, 0, 3, &number.to_be_bytes()),
-        designator(1, 1, 4, &[0, 0, high, low]),
+        by_port(port),
         designator(1, 1, 5, &[0, 0, group_high, group_low]),
     ]
     .concat()

@@ -234,18 +234,16 @@ fn luns_are_listed_in_order_and_found() {
     assert_eq!(listed, [0, 5, 0x4100, 0x7fff]);
     assert_eq!(luns.get(0x100).unwrap().port(), 0x100);
     assert!(luns.get(0x101).is_none() && luns.get(u16::MAX).is_none());
-    // Well known units there are none; reports of other kinds neither.
-    assert_eq!(
-        good(
-            &mut bench,
-            &luns,
-            &[0xa0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0],
-            &[],
-            256
-        )
-        .len(),
-        8
-    );
+    // One of them is well known; reports of other kinds there are none.
+    for (which, units) in [(1, &[0xc101][..]), (2, &[0, 5, 0x4100, 0x7fff, 0xc101])] {
+        let cdb = [0xa0, 0, which, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+        let data = good(&mut bench, &luns, &cdb, &[], 256);
+        let listed: Vec<_> = data[8..].chunks(8).map(|lun| be(&lun[..2])).collect();
+        assert_eq!(
+            (be(&data[..4]) as usize, listed),
+            (units.len() * 8, units.to_vec())
+        );
+    }
     assert_eq!(
         sense(
             &mut bench,
@@ -287,6 +285,80 @@ fn nobody_answers_for_what_is_not_there_but_says_so() {
         let sense = bench.run(&luns, 1, cdb, &[], 512).answer.unwrap().sense;
         let code = if cdb[0] == 0x12 { 0x2400 } else { 0x2500 };
         assert_eq!(sense.unwrap().code, code);
+    }
+}
+
+#[test]
+fn the_well_known_unit_lists_the_others() {
+    let bench = Bench::new(64);
+    let mut luns = bench.initiator(1);
+    luns.set(0x1234, bench.initiator(2).get(0).cloned());
+    let run = |unit: &WellKnown, cdb: &[u8], data_in| {
+        let call = Call {
+            cdb,
+            data_in,
+            data_out: 0,
+            out: &&[][..],
+            luns: &Luns::default(),
+        };
+        match unit.execute(&call) {
+            Step::Done(answer) => Some(answer),
+            _ => None,
+        }
+    };
+    let two_levels = [[1, 3, 0x40, 7, 0, 0, 0, 0], [1, 9, 0x40, 0, 0, 0, 0, 0]];
+    let empty = WellKnown::of_target(&Luns::default(), 1);
+    for (unit, units) in [
+        (
+            &WellKnown::of_target(&luns, 4),
+            &[[0; 8], [0x52, 0x34, 0, 0, 0, 0, 0, 0]][..],
+        ),
+        (&WellKnown::of_all(two_levels.into_iter()), &two_levels),
+        (&empty, &[]),
+    ] {
+        for which in 0..=2 {
+            let cdb = [0xa0, 0, which, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+            let data = run(unit, &cdb, 256).unwrap().data;
+            let mut wanted = if which == 1 {
+                Vec::new()
+            } else {
+                units.to_vec()
+            };
+            wanted.extend((which > 0).then_some([0xc1, 1, 0, 0, 0, 0, 0, 0]));
+            assert_eq!(be(&data[..8]) >> 32, wanted.len() as u64 * 8);
+            assert_eq!(data[8..], *wanted.as_flattened());
+        }
+    }
+    // No more than is asked for, or than there is room for.
+    let cdb = [0xa0, 0, 2, 0, 0, 0, 0, 0, 0, 12, 0, 0];
+    let unit = WellKnown::of_target(&luns, 4);
+    assert_eq!(run(&unit, &cdb, 256).unwrap().data.len(), 12);
+    assert_eq!(run(&unit, &cdb, 11), None);
+
+    // A unit of its own kind, always ready.
+    let standard = run(&unit, &inquiry(None, 96), 96).unwrap().data;
+    assert_eq!((standard[0], standard[2], standard[5]), (0x1e, 6, 0));
+    assert_eq!(
+        run(&unit, &inquiry(Some(0), 96), 96).unwrap().data,
+        [0x1e, 0, 0, 2, 0, 0x83]
+    );
+    let page = run(&unit, &inquiry(Some(0x83), 96), 96).unwrap().data;
+    assert_eq!(page, [0x1e, 0x83, 0, 8, 1, 0x14, 0, 4, 0, 0, 0, 4]);
+    assert_eq!(run(&unit, &[0; 6], 0), Some(Answer::GOOD));
+    let nothing = run(&unit, &[3, 0, 0, 0, 18, 0], 18).unwrap().data;
+    assert_eq!((nothing[2], nothing[12]), (0, 0));
+    for (cdb, code) in [
+        (&cdb10(0x28, 0, 0, 1)[..], 0x2000),
+        (&[0xff; 16], 0x2000),
+        (&[0xa0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 0, 0], 0x2400),
+        (&[0xa0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], 0x2400),
+        (&[0xa0, 0], 0x2400),
+        (&inquiry(Some(0x80), 96), 0x2400),
+        (&[0x12, 0, 0x80, 0, 96, 0], 0x2400),
+        (&[0, 0, 0, 0, 1, 0], 0x2400),
+    ] {
+        let answer = run(&unit, cdb, 512).unwrap();
+        assert_eq!(answer.sense.unwrap().code, code, "{cdb:x?}");
     }
 }
 
