@@ -1,4 +1,5 @@
-//! What `vvu net` costs while nobody has anything to send: 64 front-ends, connected and idle.
+//! What `vvu` costs while nobody has anything to do for it: 64 front-ends of a switch, 8 of disks,
+//! connected and idle.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -10,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process};
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -20,7 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const FRONT_ENDS: usize = 64;
 
-/// What an idle `vvu net` may have of one CPU.
+/// Disks, each with a front-end of its own.
+const DISKS: usize = 8;
+
+/// What an idle `vvu` may have of one CPU.
 const MOST: f64 = 0.02;
 
 const VERSION_1: u64 = 1 << 32;
@@ -130,27 +135,47 @@ impl Guest {
     }
 }
 
-/// A running `vvu net`, and its sockets.
-struct Net {
+/// A running `vvu`, and its sockets.
+struct Server {
     child: Child,
     folder: PathBuf,
 }
 
-impl Net {
-    fn start(poll: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("vvu-idle-{poll}-{}", std::process::id()));
+fn vvu() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vvu"));
+    command
+        .arg("-q")
+        .stdin(Stdio::null())
+        .env_remove("RUST_LOG");
+    command
+}
+
+impl Server {
+    /// `vvu` with `words`, and so many ports, each with `more`.
+    fn start(name: &str, words: &[&str], ports: usize, more: impl Fn(usize) -> String) -> Self {
+        let folder = std::env::temp_dir().join(format!("vvu-idle-{name}-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vvu"));
-        command.args(["-q", "net", "--poll", poll]);
-        for number in 0..FRONT_ENDS {
+        let mut command = vvu();
+        command.args(words).current_dir(&folder);
+        for number in 0..ports {
             let path = folder.join(number.to_string());
             command.args(["--port", &format!("unix:{}", path.display())]);
+            command.args(more(number).split_whitespace());
         }
-        let child = command.stdin(Stdio::null()).env_remove("RUST_LOG");
-        let child = child.spawn().unwrap();
-        let net = Self { child, folder };
-        until("it does not listen", || net.path(FRONT_ENDS - 1).exists());
-        net
+        let child = command.spawn().unwrap();
+        let server = Self { child, folder };
+        until("it does not listen", || server.path(ports - 1).exists());
+        server
+    }
+
+    /// Its share of a CPU for some seconds, without what it costs to wake up: each connection is
+    /// looked after once a second, and on a busy host of virtual machines waking up by itself
+    /// costs more than all the rest, and beside others more than alone.
+    fn share(&self, connections: usize) -> f64 {
+        let (start, before) = (Instant::now(), self.cpu_time());
+        std::thread::sleep(Duration::from_secs(4));
+        let share = (self.cpu_time() - before).as_secs_f64() / start.elapsed().as_secs_f64();
+        share - 2.0 * connections as f64 * cost_of_waking()
     }
 
     fn path(&self, number: usize) -> PathBuf {
@@ -183,7 +208,7 @@ impl Net {
     }
 }
 
-impl Drop for Net {
+impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -215,19 +240,16 @@ fn cost_of_waking() -> f64 {
 const MOST_MEMORY: u64 = 1 << 20;
 
 fn idle(poll: &str) {
-    let net = Net::start(poll);
+    let net = Server::start(poll, &["net", "--poll", poll], FRONT_ENDS, |_| {
+        String::new()
+    });
     let alone = net.memory();
     let guests: Vec<_> = (0..FRONT_ENDS)
         .map(|n| Guest::connect(&net.path(n)))
         .collect();
     // Whatever connecting costs is over.
     std::thread::sleep(Duration::from_millis(200));
-    let (start, before) = (Instant::now(), net.cpu_time());
-    std::thread::sleep(Duration::from_secs(4));
-    let share = (net.cpu_time() - before).as_secs_f64() / start.elapsed().as_secs_f64();
-    // Each connection is looked after once a second. On a busy host of virtual machines waking up
-    // by itself costs more than all the rest, and beside others more than alone.
-    let share = share - 2.0 * FRONT_ENDS as f64 * cost_of_waking();
+    let share = net.share(FRONT_ENDS);
     let each = net.memory().saturating_sub(alone) / FRONT_ENDS as u64;
     println!("{alone} bytes without front-ends, {each} more for each");
     assert!(each < MOST_MEMORY, "{each} bytes for each front-end");
@@ -257,4 +279,48 @@ fn adaptive_polling_sleeps() {
 #[test]
 fn interrupts_sleep() {
     idle("interrupt");
+}
+
+#[test]
+fn disks_sleep() {
+    let disk = |number: usize| match number % 2 {
+        0 => "--disk mem:4M".to_owned(),
+        _ => format!("--disk file:disk{number},size=4M,direct"),
+    };
+    let server = Server::start("disks", &["blk"], DISKS, disk);
+    let mut guests: Vec<Child> = (0..DISKS)
+        .map(|number| {
+            let mut command = vvu();
+            command
+                .arg("guest")
+                .arg("--socket")
+                .arg(server.path(number));
+            let load = command.args(["blk", "--queues", "4", "read", "--seconds", "300"]);
+            load.stdout(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let signal = |signal| {
+        for guest in &guests {
+            kill_process(Pid::from_child(guest), signal).unwrap();
+        }
+    };
+    let busy = |why: &str| {
+        let before = server.cpu_time();
+        let enough = before + Duration::from_millis(500);
+        until(why, || server.cpu_time() > enough);
+    };
+    busy("nobody reads");
+    // Front-ends that are there, and do nothing.
+    signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(500));
+    let share = server.share(DISKS);
+    println!("{DISKS} idle disks: {:.2} % of a CPU", 100.0 * share);
+    assert!(share < MOST, "{share} of a CPU");
+    signal(Signal::CONT);
+    busy("nobody reads any more");
+    for guest in &mut guests {
+        assert!(guest.try_wait().unwrap().is_none(), "a guest gave up");
+        guest.kill().unwrap();
+        guest.wait().unwrap();
+    }
 }

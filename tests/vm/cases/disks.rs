@@ -70,11 +70,26 @@ fn trims(disks: &Disks, disk: &str) -> Result<()> {
 
 /// The guest loses its power under load: what it was told to be there is there.
 pub(crate) fn disk_power_cut(stage: &mut Stage) -> Result<()> {
-    power_cut(stage.disks()?, "vda")
+    power_cut(stage.disks()?, blk)
 }
 
-fn power_cut(disks: &mut Disks, disk: &str) -> Result<()> {
-    disks.make_and_mount(disk)?;
+/// The same of a SCSI disk.
+pub(crate) fn scsi_power_cut(stage: &mut Stage) -> Result<()> {
+    power_cut(stage.disks()?, unit)
+}
+
+/// What the guest calls its virtio-blk disk.
+fn blk(_: &Disks) -> Result<String> {
+    Ok("vda".into())
+}
+
+/// What it calls its first SCSI disk, this time.
+fn unit(disks: &Disks) -> Result<String> {
+    disks.unit(0, 0)
+}
+
+fn power_cut(disks: &mut Disks, name: fn(&Disks) -> Result<String>) -> Result<()> {
+    disks.make_and_mount(&name(disks)?)?;
     // Not read there: it is when the power is back.
     let safe = ["--rw=randwrite", "--size=8M", "--bs=8k", "--end_fsync=1"];
     disks.finish_fio(&disks.start_fio("/mnt/safe", &[&safe[..], &["--do_verify=0"]].concat())?)?;
@@ -88,6 +103,7 @@ fn power_cut(disks: &mut Disks, disk: &str) -> Result<()> {
     disks.guest.kill_and_boot()?;
     disks.guest.ready()?;
     // The journal is played back.
+    let disk = &name(disks)?;
     disks.mount(disk)?;
     disks.finish_fio(&disks.start_fio("/mnt/safe", &[&safe[..], &["--verify_only"]].concat())?)?;
     disks.unmount_and_check(disk)?;
@@ -188,7 +204,12 @@ pub(crate) fn vvu_disk_files(stage: &mut Stage) -> Result<()> {
 
 /// The guest loses its power, through an appliance.
 pub(crate) fn vvu_disk_power_cut(stage: &mut Stage) -> Result<()> {
-    power_cut(stage.disks_via()?, "vda")
+    power_cut(stage.disks_via()?, blk)
+}
+
+/// The same of a SCSI disk.
+pub(crate) fn vvu_scsi_power_cut(stage: &mut Stage) -> Result<()> {
+    power_cut(stage.disks_via()?, unit)
 }
 
 /// Files on a SCSI disk, through an appliance.

@@ -48,11 +48,13 @@ fn main() -> ExitCode {
         ("scsi_files", disks::scsi_files),
         ("scsi_tools", disks::scsi_tools),
         ("disk_power_cut", disks::disk_power_cut),
+        ("scsi_power_cut", disks::scsi_power_cut),
         ("disk_vvu_killed", disks::disk_vvu_killed),
         ("disk_firmware", disks::disk_firmware),
         ("vvu_disk_files", disks::vvu_disk_files),
         ("vvu_scsi_files", disks::vvu_scsi_files),
         ("vvu_disk_power_cut", disks::vvu_disk_power_cut),
+        ("vvu_scsi_power_cut", disks::vvu_scsi_power_cut),
         ("vvu_disk_vvu_killed", disks::vvu_disk_vvu_killed),
     ])
 }
