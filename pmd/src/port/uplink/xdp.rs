@@ -143,6 +143,12 @@ pub fn xdp(
     let chunks = RX_FRAMES as usize + TX_FRAMES as usize;
     let memory = Mapping::huge(chunks * CHUNK).or_else(|_| Mapping::anonymous(chunks * CHUNK))?;
     let (rings, zero_copy) = set_up(config, index, &fd, &memory)?;
+    let [received, send, mut fill, completed] = rings;
+    // Before the first frame is redirected: the kernel would have no place for it.
+    for chunk in 0..u64::from(RX_FRAMES) {
+        fill.put_address(chunk * CHUNK as u64);
+    }
+    fill.publish();
     let redirect = attach(config, index, &fd)?;
     tracing::info!(
         port = name,
@@ -158,11 +164,6 @@ pub fn xdp(
         unsent: AtomicBool::new(false),
         _redirect: redirect,
     });
-    let [received, send, mut fill, completed] = rings;
-    for chunk in 0..u64::from(RX_FRAMES) {
-        fill.put_address(chunk * CHUNK as u64);
-    }
-    fill.publish();
     let first = u64::from(RX_FRAMES);
     let ours = first..first + u64::from(TX_FRAMES);
     let rx = XdpRx {
