@@ -92,37 +92,9 @@ impl ControlQueue {
         });
         let room = MAX_WAITING - self.list.len();
         if served.takes() && room > 0 {
-            let face = Arc::clone(&served.face);
             let taken = served.ring.take_burst(room);
-            let chains: Vec<Chain> = served.ring.chains().to_vec();
-            let mut given = Vec::new();
-            for chain in chains {
-                let memory = served.ring.taken();
-                match judge(&face, memory, &chain) {
-                    Reply::Now(bytes) => {
-                        wire::write(memory.writable(&chain), 0, &bytes);
-                        given.push((chain, bytes.len() as u32));
-                    }
-                    Reply::Malformed => given.push((chain, 0)),
-                    Reply::Wait(barrier, found) => {
-                        let mut response = Box::new(Scatter::of_table(Arc::default()));
-                        let keep = Keep {
-                            tail: 0..1,
-                            ..Keep::default()
-                        };
-                        memory.keep(&chain, keep, &mut response);
-                        self.list.push(Waiting {
-                            chain,
-                            response,
-                            barrier,
-                            found,
-                        });
-                    }
-                }
-            }
-            served.ring.keep_all();
-            for (chain, len) in given {
-                served.ring.give_back_kept(&chain, len);
+            if taken > 0 {
+                self.begin_all(served);
             }
             count += taken;
         }
@@ -130,6 +102,42 @@ impl ControlQueue {
             served.ring.publish();
         }
         count
+    }
+
+    /// Begins, or answers, all that was taken.
+    #[cold]
+    fn begin_all(&mut self, served: &mut Served) {
+        let face = Arc::clone(&served.face);
+        let chains: Vec<Chain> = served.ring.chains().to_vec();
+        let mut given = Vec::new();
+        for chain in chains {
+            let memory = served.ring.taken();
+            match judge(&face, memory, &chain) {
+                Reply::Now(bytes) => {
+                    wire::write(memory.writable(&chain), 0, &bytes);
+                    given.push((chain, bytes.len() as u32));
+                }
+                Reply::Malformed => given.push((chain, 0)),
+                Reply::Wait(barrier, found) => {
+                    let mut response = Box::new(Scatter::of_table(Arc::default()));
+                    let keep = Keep {
+                        tail: 0..1,
+                        ..Keep::default()
+                    };
+                    memory.keep(&chain, keep, &mut response);
+                    self.list.push(Waiting {
+                        chain,
+                        response,
+                        barrier,
+                        found,
+                    });
+                }
+            }
+        }
+        served.ring.keep_all();
+        for (chain, len) in given {
+            served.ring.give_back_kept(&chain, len);
+        }
     }
 }
 
