@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-use vvu_pmd::blk::Queue;
 use vvu_pmd::net::Switch;
 use vvu_pmd::queue::StorageQueue;
 
@@ -19,9 +18,9 @@ pub(crate) fn measured_poll(switch: &mut Switch) -> bool {
     black_box(worked)
 }
 
-/// The same of a block device's queue.
+/// The same of a disk's queue.
 #[inline(never)]
-pub(crate) fn measured_poll_queue(queue: &mut Queue) -> bool {
+pub(crate) fn measured_poll_queue<Q: StorageQueue>(queue: &mut Q) -> bool {
     let worked = queue.poll();
     black_box(worked)
 }
