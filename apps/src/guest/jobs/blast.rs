@@ -47,6 +47,8 @@ pub(in crate::guest) fn blast(
         let progress = burst(machine, &frame, &mut left)?;
         if progress {
             clock.tick(machine.sent(), machine.received());
+            // Whoever shares this processor, perhaps to receive all that, has a turn.
+            std::thread::yield_now();
             continue;
         }
         let patience = Instant::now() + machine.timeout();
