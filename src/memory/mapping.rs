@@ -38,30 +38,6 @@ pub fn hugepage_size() -> Option<usize> {
     kib.checked_mul(1024)
 }
 
-/// Asks the kernel to keep `table` in transparent hugepages, as far as it covers whole ones: at once
-/// (Linux 6.1 or later), or when it gets around to it.
-pub fn prefer_hugepages<T>(table: &[T]) {
-    let page = page_size();
-    let start = table.as_ptr().addr();
-    let lead = start.next_multiple_of(page) - start;
-    let len = size_of_val(table).saturating_sub(lead) / page * page;
-    if len == 0 {
-        return;
-    }
-    let first = table
-        .as_ptr()
-        .cast::<libc::c_void>()
-        .wrapping_byte_add(lead);
-    for advice in [libc::MADV_HUGEPAGE, libc::MADV_COLLAPSE] {
-        // SAFETY: the range is inside `table`, and this advice changes how its bytes are kept,
-        // never what they are.
-        if unsafe { libc::madvise(first.cast_mut(), len, advice) } != 0 {
-            let error = std::io::Error::last_os_error();
-            tracing::debug!(%error, advice, "no transparent hugepages");
-        }
-    }
-}
-
 /// Address space that this process owns and another party may write.
 ///
 /// The mapping is undone when the last [`Area`] on it is gone.

@@ -18,7 +18,7 @@ mod scatter;
 mod table;
 
 pub use file::sealed_file;
-pub use mapping::{Area, Mapping, file_page_size, hugepage_size, page_size, prefer_hugepages};
+pub use mapping::{Area, Mapping, file_page_size, hugepage_size, page_size};
 pub use reservation::{Piece, Reservation};
 pub use scatter::Scatter;
 pub use table::{MemTable, Region};

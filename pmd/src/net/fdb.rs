@@ -11,14 +11,11 @@
 //! Each address has two buckets to choose from, and makes room in one of them for another address,
 //! which is why all of [`CAPACITY`] finds room.
 
-use std::alloc::{Layout, handle_alloc_error};
 use std::hash::{BuildHasher, RandomState};
 use std::hint::select_unpredictable;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use vvu::memory::copy::prefetch;
-use vvu::memory::prefer_hugepages;
-use zerocopy::FromZeros;
 
 use super::MAX_PORTS;
 use super::rules::number;
@@ -57,20 +54,14 @@ pub(super) fn is_group(mac: Mac) -> bool {
 }
 
 /// A cache line of entries.
-#[derive(Debug, FromZeros)]
-#[repr(C, align(64))]
+#[derive(Debug, Default)]
+#[repr(align(64))]
 struct Bucket {
     /// Rest of the permuted key, [`STATIC`], [`SECOND`], and in the lower 16 bits port + 1; 0 is empty.
     words: [AtomicU64; WAYS],
     /// Seconds in which they were last seen.
     seen: [AtomicU32; WAYS],
 }
-
-/// All of them, in one hugepage if it can be had: whoever looks up many addresses would have to
-/// translate as many of this memory's.
-#[derive(Debug, FromZeros)]
-#[repr(C, align(0x200000))]
-struct Buckets([Bucket; BUCKETS]);
 
 /// Where an address would be.
 #[derive(Debug, Clone, Copy, Default)]
@@ -97,7 +88,7 @@ pub(super) enum Learned {
 /// The table.
 #[derive(Debug)]
 pub struct Fdb {
-    buckets: Box<Buckets>,
+    buckets: Box<[Bucket; BUCKETS]>,
     /// Addresses of each port, and of all.
     counts: Box<[AtomicU32]>,
     total: AtomicU32,
@@ -126,13 +117,12 @@ type Slot<'a> = (&'a AtomicU64, &'a AtomicU32);
 impl Fdb {
     /// An empty table whose entries last `ageing` seconds after they were last seen.
     pub fn new(ageing: u32) -> Self {
-        let Ok(buckets) = Buckets::new_box_zeroed() else {
-            handle_alloc_error(Layout::new::<Buckets>());
-        };
-        prefer_hugepages(&buckets.0);
+        let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
         let random = RandomState::new();
         Self {
-            buckets,
+            buckets: buckets
+                .try_into()
+                .unwrap_or_else(|_| unreachable!("there are {BUCKETS}")),
             counts: (0..MAX_PORTS).map(|_| AtomicU32::new(0)).collect(),
             total: AtomicU32::new(0),
             limits: (0..MAX_PORTS).map(|_| AtomicU32::new(u32::MAX)).collect(),
@@ -165,7 +155,7 @@ impl Fdb {
 
     #[inline]
     fn bucket(&self, number: u32) -> &Bucket {
-        &self.buckets.0[number as usize % BUCKETS]
+        &self.buckets[number as usize % BUCKETS]
     }
 
     /// Brings the line where an address probably is nearer, so that the misses of a burst overlap.
@@ -419,7 +409,7 @@ impl Fdb {
     pub fn sweep(&self, now: u32) {
         if self.swept.swap(now, Relaxed) != now {
             let len = BUCKETS / SWEEP as usize;
-            let part = self.buckets.0.chunks(len).nth((now % SWEEP) as usize);
+            let part = self.buckets.chunks(len).nth((now % SWEEP) as usize);
             self.clear(part.unwrap_or(&[]), |seen, word| {
                 self.current(word, seen, now).is_none()
             });
@@ -428,7 +418,7 @@ impl Fdb {
 
     /// Forgets everything learned at `port`.
     pub fn flush(&self, port: u16) {
-        self.clear(&self.buckets.0, |_, word| {
+        self.clear(&self.buckets[..], |_, word| {
             port_of(word) == Some(port) && word & STATIC == 0
         });
     }
@@ -436,7 +426,7 @@ impl Fdb {
     /// Forgets everything about `port`: it is gone.
     pub fn remove(&self, port: u16) {
         self.set_limit(port, None);
-        self.clear(&self.buckets.0, |_, word| port_of(word) == Some(port));
+        self.clear(&self.buckets[..], |_, word| port_of(word) == Some(port));
     }
 
     /// Number of addresses learned at `port`.
