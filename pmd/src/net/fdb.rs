@@ -265,8 +265,12 @@ impl Fdb {
                 full => full,
             };
         }
-        let place = self.place(spot, now);
-        let Some((old, slot, tag)) = place.or_else(|| self.make_place(spot, now)) else {
+        let mut place = self.place(spot, now);
+        // Nobody is moved for a port that gets no new place.
+        if place.is_none() && may_grow == Learned::Yes {
+            place = self.make_place(spot, now);
+        }
+        let Some((old, slot, tag)) = place else {
             return Learned::NoRoom;
         };
         // A port at its limit may still use its own old entry again.

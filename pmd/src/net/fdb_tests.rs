@@ -80,14 +80,20 @@ fn full_buckets_make_room() {
         second,
     };
     // Two buckets are full of addresses that could be in those two only, but for one.
-    let mut all: Vec<Spot> = (1..2 * WAYS as u64).map(|n| spot(n, 8, 9)).collect();
-    all.push(spot(100, 9, 20));
+    let mut all = vec![spot(100, 9, 20)];
+    all.extend((1..2 * WAYS as u64).map(|n| spot(n, 8, 9)));
     let port = |n: usize| n as u16 % 3;
     for (n, spot) in all.iter().enumerate() {
         assert_eq!(fdb.learn(spot, port(n), 7), Learned::Yes, "{n}");
     }
+    // Not for a port that may have no more: nobody is moved.
+    fdb.set_limit(6, Some(0));
+    assert_eq!(fdb.learn(&spot(52, 8, 9), 6, 7), Learned::NoRoom);
+    let moved = |fdb: &Fdb| fdb.bucket(20).words[0].load(Relaxed) != 0;
+    assert!(!moved(&fdb));
     let more = spot(50, 8, 9);
     assert_eq!(fdb.learn(&more, 5, 8), Learned::Yes);
+    assert!(moved(&fdb));
     assert_eq!(fdb.learn(&spot(51, 8, 9), 5, 8), Learned::NoRoom);
     // Everybody is where it was said to be, as old as before, and counted once.
     for (n, spot) in all.iter().enumerate() {
