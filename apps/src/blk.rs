@@ -12,6 +12,7 @@ use vvu_pmd::bdev::file::PATIENCE;
 use vvu_pmd::blk::{BlkConfig, Face};
 use vvu_pmd::{BlkDevice, BlkWorkers};
 
+use crate::READY;
 use crate::args::Serving;
 use crate::disk::{DiskSpec, refuse_twice};
 use crate::neighbour::Neighbour;
@@ -176,12 +177,7 @@ pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
         sessions.push(session.context("cannot start a thread")?);
         faces.push(face);
     }
-    tracing::info!(
-        devices = faces.len(),
-        disks = disks.len(),
-        "{}",
-        storage::READY
-    );
+    tracing::info!(devices = faces.len(), disks = disks.len(), "{READY}");
 
     let look = || {
         for disk in &disks {

@@ -9,10 +9,8 @@ use clap::{Args, ValueEnum};
 use vvu::model::{FrontEnd, Model, ModelStatus, Server, ServerStatus, Shape};
 use vvu::session::StopSignal;
 
+use crate::READY;
 use crate::signals::Shutdown;
-
-/// What the program says once both sockets can be used; scripts wait for it.
-const READY: &str = "ready";
 
 /// Smallest memory window that a function can have.
 const LEAST_WINDOW: u64 = 2 << 20;

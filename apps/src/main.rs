@@ -23,6 +23,9 @@ use clap::Parser;
 
 use args::{Args, Command};
 
+/// What the program says once all that it serves can be used; scripts wait for it.
+pub(crate) const READY: &str = "ready";
+
 fn main() -> ExitCode {
     let args = Args::parse();
     // The demo talks to people; what every session does is for those who ask.

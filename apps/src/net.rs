@@ -8,14 +8,12 @@ use vvu::transport::Transport;
 use vvu_pmd::backend::{GenConfig, PortId, PortKind};
 use vvu_pmd::net::NetConfig;
 
+use crate::READY;
 use crate::args::Net;
 use crate::captures::Captures;
 use crate::port::{Device, Kind, Mac, PortSpec};
 use crate::signals::{Request, Shutdown};
 use crate::wiring::Wiring;
-
-/// What the program says once every port can be used; scripts wait for it.
-const READY: &str = "ready";
 
 /// Runs until a signal says to stop.
 pub(crate) fn run(net: &Net) -> anyhow::Result<()> {

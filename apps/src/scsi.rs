@@ -13,6 +13,7 @@ use vvu_pmd::bdev::file::PATIENCE;
 use vvu_pmd::scsi::{Address, Face, Lun, ScsiConfig, Store};
 use vvu_pmd::{ScsiDevice, ScsiWorkers};
 
+use crate::READY;
 use crate::args::Serving;
 use crate::disk::{DiskSpec, refuse_twice};
 use crate::neighbour::Neighbour;
@@ -351,12 +352,7 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
         let session = Session::spawn(transport, Box::new(device));
         sessions.push(session.context("cannot start a thread")?);
     }
-    tracing::info!(
-        devices = faces.len(),
-        units = units.open.len(),
-        "{}",
-        storage::READY
-    );
+    tracing::info!(devices = faces.len(), units = units.open.len(), "{READY}");
 
     let mut complaint = String::new();
     let look = || {

@@ -8,9 +8,6 @@ use vvu::session::Session;
 use crate::signals::Shutdown;
 use crate::wiring;
 
-/// What the program says once every device can be used; scripts wait for it.
-pub(crate) const READY: &str = "ready";
-
 /// How often what is outside is looked at: sizes of disks, lists of units.
 const LOOK: Duration = Duration::from_secs(1);
 
