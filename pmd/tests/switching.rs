@@ -344,6 +344,8 @@ fn kicks_calls_and_errors_can_change() {
     std::thread::sleep(Duration::from_millis(5));
     assert!(one.send(&frame(B, A, 1, 60)));
     assert_eq!(receive(&mut two), frame(B, A, 1, 60));
+    // What was sent is reported in batches: not later than this, or the new call rings for it.
+    wait(|| one.queue(1).used_index() == 1);
     let (call, called) = vvu_pmd::mock::call();
     a.change_ring(1, RingChange::Call(call)).unwrap();
     assert_eq!(vvu_pmd::mock::signals(&called), 1, "rung once");
