@@ -228,7 +228,7 @@ fn summary(served: &ServerStatus, model: &ModelStatus) -> String {
     let mut text = format!(
         "vfio-user: {} clients, {} turned away, {} commands, {} refused, {} dropped; \
          vhost-user: {} connections, {} messages to the driver, {} from it, {} refused, \
-         {} dropped, {} kicks, {} doorbells",
+         {} dropped, {} channels lost, {} kicks, {} doorbells",
         served.clients,
         served.turned_away,
         served.commands,
@@ -239,6 +239,7 @@ fn summary(served: &ServerStatus, model: &ModelStatus) -> String {
         counters.sent,
         counters.refused,
         counters.violations,
+        counters.channels_lost,
         counters.kicks,
         counters.doorbells,
     );

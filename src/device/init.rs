@@ -294,7 +294,8 @@ fn wanted(registers: &Registers) -> Result<u64, DeviceError> {
             hint: "its DMA would bypass the IOMMU and hit foreign memory (QEMU: iommu_platform=on)",
         });
     }
-    let mut wanted = feature::VERSION_1 | feature::ACCESS_PLATFORM | feature::LAYOUT;
+    let mut wanted =
+        feature::VERSION_1 | feature::ACCESS_PLATFORM | feature::LAYOUT | feature::BACKEND_CH;
     // Means nothing where messages do not say where things are.
     if offered & feature::LAYOUT != 0 {
         wanted |= feature::INFLIGHT;

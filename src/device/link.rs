@@ -334,25 +334,8 @@ impl Device {
     /// Sends one message, whole; `parts` are put one after the other. Waits, until the deadline
     /// of the options, if the front-end does not take what was sent before.
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), DeviceError> {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        if len > BUFFER_LEN as usize {
-            let room = BUFFER_LEN as usize;
-            return Err(queue_error(1, QueueError::NoRoom { len, room }));
-        }
         let start = Instant::now();
-        loop {
-            if !matches!(self.link, Link::Up { .. }) {
-                return Err(DeviceError::NotConnected);
-            }
-            self.tx
-                .ring
-                .reclaim()
-                .map_err(|source| queue_error(1, source))?;
-            match self.tx.ring.send(parts) {
-                Ok(()) => break,
-                Err(QueueError::Full) => {}
-                Err(source) => return Err(queue_error(1, source)),
-            }
+        while !self.try_send(parts)? {
             let status = self.check_alive()?;
             if status & link_status::BACKEND_UP == 0 {
                 return Err(DeviceError::NotConnected);
@@ -362,8 +345,30 @@ impl Device {
             }
             self.events.wait_sent();
         }
-        self.tx.notify();
         Ok(())
+    }
+
+    /// The same without waiting: whether there was room for it.
+    pub fn try_send(&mut self, parts: &[&[u8]]) -> Result<bool, DeviceError> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if len > BUFFER_LEN as usize {
+            let room = BUFFER_LEN as usize;
+            return Err(queue_error(1, QueueError::NoRoom { len, room }));
+        }
+        if !matches!(self.link, Link::Up { .. }) {
+            return Err(DeviceError::NotConnected);
+        }
+        self.tx
+            .ring
+            .reclaim()
+            .map_err(|source| queue_error(1, source))?;
+        match self.tx.ring.send(parts) {
+            Ok(()) => {}
+            Err(QueueError::Full) => return Ok(false),
+            Err(source) => return Err(queue_error(1, source)),
+        }
+        self.tx.notify();
+        Ok(true)
     }
 
     /// Ends the connection, if there is one, and prepares for the next. Nothing is reported.

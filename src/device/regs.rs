@@ -109,6 +109,8 @@ pub(super) mod link_status {
 pub(super) mod feature {
     /// Delivered `mmap_offset`s are offsets into the memory window.
     pub(in crate::device) const LAYOUT: u64 = 1 << 0;
+    /// The device carries requests of ours to the front-end.
+    pub(in crate::device) const BACKEND_CH: u64 = 1 << 1;
     /// The device carries in-flight buffers, and gives them away. Needs LAYOUT.
     pub(in crate::device) const INFLIGHT: u64 = 1 << 3;
     /// All of this project's extensions.

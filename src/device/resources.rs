@@ -147,6 +147,11 @@ impl Device {
         self.identity.features & feature::INFLIGHT != 0
     }
 
+    /// Whether the device carries requests of ours.
+    pub fn has_backend_channel(&self) -> bool {
+        self.identity.features & feature::BACKEND_CH != 0
+    }
+
     /// Maps the in-flight buffer: `size` bytes from `offset` on of its window, or of the one for
     /// memory if it has none of its own.
     pub fn map_inflight(&self, offset: u64, size: u64) -> Result<Area, DeviceError> {

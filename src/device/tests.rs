@@ -164,7 +164,7 @@ fn brought_up_in_the_order_of_the_book() {
         at(Op::DeviceStatus(0)),
         at(Op::DeviceStatus(1)),
         at(Op::DeviceStatus(3)),
-        at(Op::Features(0, 9)),
+        at(Op::Features(0, 11)),
         at(Op::Features(1, 3)),
         at(Op::DeviceStatus(11)),
         at(Op::ReadDeviceStatus),

@@ -6,8 +6,10 @@ use std::sync::MutexGuard;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
+use super::channel::Channel;
 use super::kicks;
 use super::link::{Action, LinkEvent, LinkState};
+use super::messages::Taken;
 use super::queues::{DeviceQueue, Dma, QueueError};
 use super::status::Counters;
 use super::{NO_VECTOR, SOCKET, Shared, device_status as status, feature};
@@ -72,6 +74,8 @@ pub(super) struct State {
     pub(super) protocol_features: ProtocolFeatures,
     /// Answers that the front-end waits for.
     pub(super) owed: u32,
+    /// Where it hears requests of the driver's.
+    pub(super) channel: Option<Channel>,
 
     pub(super) counters: Counters,
     pub(super) last_refusal: Option<String>,
@@ -100,6 +104,7 @@ impl State {
             tx: None,
             protocol_features: ProtocolFeatures::empty(),
             owed: 0,
+            channel: None,
             counters: Counters::default(),
             last_refusal: None,
         }
@@ -114,9 +119,13 @@ impl State {
         self.device_status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
     }
 
-    /// Whether the driver takes in-flight buffers.
-    pub(super) fn has_inflight(&self) -> bool {
-        self.driver_features & feature::INFLIGHT != 0
+    /// What the driver takes.
+    pub(super) fn taken(&self) -> Taken {
+        let has = |bit| self.driver_features & bit != 0;
+        Taken {
+            inflight: has(feature::INFLIGHT),
+            channel: has(feature::BACKEND_CH),
+        }
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -235,6 +244,7 @@ impl Locked<'_> {
             self.give_back(1, head, 0);
         }
         self.shared.kicks.drop_all();
+        self.drop_channel();
         self.hang_up();
         self.drain();
         if told && self.shared.shape.is_crosvm() {

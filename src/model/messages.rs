@@ -8,8 +8,8 @@ use thiserror::Error;
 use super::window::WindowError;
 use crate::memory::{page_size, sealed_file};
 use crate::protocol::{
-    Answer, FLAG_REPLY, HEADER_LEN, Message, ProtocolError, ProtocolFeatures, Reply, Request,
-    VERSION, VERSION_MASK, info,
+    Answer, FLAG_NEED_REPLY, FLAG_REPLY, HEADER_LEN, Message, ProtocolError, ProtocolFeatures,
+    Reply, Request, VERSION, VERSION_MASK, info,
 };
 use crate::socket::MAX_PAYLOAD;
 
@@ -30,16 +30,35 @@ const PASSED: ProtocolFeatures = ProtocolFeatures::MQ
 const INFLIGHT: ProtocolFeatures =
     ProtocolFeatures::INFLIGHT_SHMFD.union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT);
 
-/// Protocol features that pass, for a driver that takes in-flight buffers or does not.
-pub(super) fn passed(inflight: bool) -> ProtocolFeatures {
-    match inflight {
-        true => PASSED | INFLIGHT,
-        false => PASSED,
-    }
+/// Those that need a channel for requests of the back-end's.
+const CHANNEL: ProtocolFeatures =
+    ProtocolFeatures::BACKEND_REQ.union(ProtocolFeatures::INBAND_NOTIFICATIONS);
+
+/// A back-end that offers it must send requests, for which there has to be a channel.
+const ACCESS_PLATFORM: u64 = 1 << 33;
+
+/// What a driver takes besides memory, kicks and calls, by the features that it accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Taken {
+    /// In-flight buffers.
+    pub(super) inflight: bool,
+    /// A channel for requests of its own.
+    pub(super) channel: bool,
 }
 
-/// A back-end that offers it must send requests, for which there is no channel.
-const ACCESS_PLATFORM: u64 = 1 << 33;
+impl Taken {
+    /// Protocol features that pass.
+    pub(super) fn passed(self) -> ProtocolFeatures {
+        let mut passed = PASSED;
+        if self.inflight {
+            passed |= INFLIGHT;
+        }
+        if self.channel {
+            passed |= CHANNEL;
+        }
+        passed
+    }
+}
 
 /// What the device does before the driver gets a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,15 +75,18 @@ pub(super) enum Duty {
     Mask,
     /// Shows the in-flight buffer.
     Inflight,
+    /// Keeps the channel for requests of the back-end's.
+    Channel,
     /// Refuses: the message means a resource that the device cannot pass on.
     Never,
 }
 
 /// Every request has a duty; those that nobody knows pass.
-pub(super) fn duty(request: u32, inflight: bool) -> Duty {
+pub(super) fn duty(request: u32, taken: Taken) -> Duty {
     match request {
-        31 if inflight => Duty::Pass,
-        32 if inflight => Duty::Inflight,
+        31 if taken.inflight => Duty::Pass,
+        32 if taken.inflight => Duty::Inflight,
+        21 if taken.channel => Duty::Channel,
         5 => Duty::MemTable,
         12..=14 => Duty::VringFd,
         11 | 45 => Duty::StopKick,
@@ -76,7 +98,7 @@ pub(super) fn duty(request: u32, inflight: bool) -> Duty {
 
 /// Whether descriptors may come with a request.
 fn takes_fds(request: u32) -> bool {
-    matches!(request, 5 | 12..=14 | 32)
+    matches!(request, 5 | 12..=14 | 21 | 32)
 }
 
 /// Whether the payload begins with a ring's index, in 32 bits.
@@ -109,6 +131,8 @@ pub(super) enum Refusal {
     Never,
     #[error("what came with it is {0} instead of an eventfd")]
     NotEvent(String),
+    #[error("what came with it is {0} instead of a UNIX stream socket")]
+    NotSocket(String),
     #[error(transparent)]
     Malformed(#[from] ProtocolError),
     #[error(transparent)]
@@ -120,7 +144,7 @@ pub(super) fn check(
     message: &Message,
     fds: &[OwnedFd],
     rings: u16,
-    inflight: bool,
+    taken: Taken,
 ) -> Result<(), Refusal> {
     let request = message.request;
     if !fds.is_empty() && !takes_fds(request) {
@@ -134,7 +158,7 @@ pub(super) fn check(
         let index = index.ok_or(Refusal::Short(message.payload.len()))?;
         check_ring(u32::from_le_bytes(*index).into(), rings)?;
     }
-    match duty(request, inflight) {
+    match duty(request, taken) {
         Duty::Never => Err(Refusal::Never),
         _ => Ok(()),
     }
@@ -170,18 +194,38 @@ pub(super) fn parse(message: &Message) -> Result<Request, Refusal> {
 pub(super) struct Bounds {
     /// Rings of the device.
     pub(super) rings: u32,
-    /// Whether the driver takes in-flight buffers.
-    pub(super) inflight: bool,
+    /// What the driver takes.
+    pub(super) taken: Taken,
     /// Length of the window.
     pub(super) window: u64,
 }
 
-/// A message's bytes, and the file that goes with them.
-pub(super) type Parcel = (Vec<u8>, Option<OwnedFd>);
+/// A message of the driver's, as it may reach the front-end.
+#[derive(Debug)]
+pub(super) enum Parcel {
+    /// A reply, and the file that goes with it.
+    Reply(Vec<u8>, Option<OwnedFd>),
+    /// A request, for the channel. It may want a reply.
+    Request { bytes: Vec<u8>, asks: bool },
+    /// A request that no channel carries.
+    Nothing,
+}
 
-/// A message of the driver's, as it may reach the front-end, and what goes with it; `None` for a
-/// request of the back-end's, for which there is no channel.
-pub(super) fn outgoing(bytes: Vec<u8>, bounds: Bounds) -> Result<Option<Parcel>, String> {
+/// Whether a channel carries a request of the back-end's. Others come with a descriptor, which no
+/// driver has, or nobody knows what they mean.
+fn is_carried(request: u32) -> bool {
+    const IOTLB_MSG: u32 = 1;
+    const CONFIG_CHANGE_MSG: u32 = 2;
+    const VRING_CALL: u32 = 4;
+    const VRING_ERR: u32 = 5;
+    matches!(
+        request,
+        IOTLB_MSG | CONFIG_CHANGE_MSG | VRING_CALL | VRING_ERR
+    )
+}
+
+/// What becomes of a message of the driver's.
+pub(super) fn outgoing(bytes: Vec<u8>, bounds: Bounds) -> Result<Parcel, String> {
     let header = bytes.first_chunk::<HEADER_LEN>();
     let Some((request, flags, size)) = header.map(Message::parse_header) else {
         return Err(format!("the driver sent a buffer of {} bytes", bytes.len()));
@@ -194,11 +238,17 @@ pub(super) fn outgoing(bytes: Vec<u8>, bounds: Bounds) -> Result<Option<Parcel>,
         ));
     }
     if flags & FLAG_REPLY == 0 {
-        return Ok(None);
+        return Ok(match bounds.taken.channel && is_carried(request) {
+            true => Parcel::Request {
+                bytes,
+                asks: flags & FLAG_NEED_REPLY != 0,
+            },
+            false => Parcel::Nothing,
+        });
     }
     match request {
-        31 if bounds.inflight => with_buffer(bytes, bounds.window).map(Some),
-        _ => Ok(Some((filter(request, bytes, bounds), None))),
+        31 if bounds.taken.inflight => with_buffer(bytes, bounds.window),
+        _ => Ok(Parcel::Reply(filter(request, bytes, bounds), None)),
     }
 }
 
@@ -212,10 +262,10 @@ fn with_buffer(bytes: Vec<u8>, window: u64) -> Result<Parcel, String> {
         payload: payload.to_vec(),
     });
     let Some(Reply::Inflight(mut buffer)) = reply else {
-        return Ok((bytes, None));
+        return Ok(Parcel::Reply(bytes, None));
     };
     if buffer.mmap_size == 0 {
-        return Ok((bytes, None));
+        return Ok(Parcel::Reply(bytes, None));
     }
     let size = buffer
         .mmap_size
@@ -230,7 +280,7 @@ fn with_buffer(bytes: Vec<u8>, window: u64) -> Result<Parcel, String> {
     (buffer.mmap_size, buffer.mmap_offset) = (size, 0);
     let file = sealed_file(size).map_err(|error| error.to_string())?;
     let payload = Reply::Inflight(buffer).to_message(31).payload;
-    Ok(([header, &payload].concat(), Some(file)))
+    Ok(Parcel::Reply([header, &payload].concat(), Some(file)))
 }
 
 /// Longest message of the driver's.
@@ -246,8 +296,8 @@ fn filter(request: u32, mut bytes: Vec<u8>, bounds: Bounds) -> Vec<u8> {
     };
     let value = u64::from_le_bytes(*payload);
     let value = match request {
-        1 => value & !ACCESS_PLATFORM,
-        15 => value & passed(bounds.inflight).bits(),
+        1 if !bounds.taken.channel => value & !ACCESS_PLATFORM,
+        15 => value & bounds.taken.passed().bits(),
         17 => value.min(bounds.rings.into()),
         _ => value,
     };

@@ -10,6 +10,7 @@
 //! front-end's messages and kicks. Neither side is trusted: nothing that they write makes the model
 //! panic, wait, or touch what is not theirs.
 
+mod channel;
 mod config;
 mod device;
 #[cfg(any(test, feature = "test-utils"))]
@@ -70,6 +71,7 @@ const NO_VECTOR: u16 = 0xffff;
 const WAKE: u64 = 1 << 32;
 const ENDPOINT: u64 = WAKE + 1;
 const SOCKET: u64 = WAKE + 2;
+const CHANNEL: u64 = WAKE + 3;
 
 /// Bits of `device_status` (VIRTIO 1.2, 2.1) that mean something to the device.
 mod device_status {
@@ -81,6 +83,7 @@ mod device_status {
 /// Feature bits.
 mod feature {
     pub(super) const LAYOUT: u64 = 1;
+    pub(super) const BACKEND_CH: u64 = 1 << 1;
     pub(super) const INFLIGHT: u64 = 1 << 3;
     pub(super) const INDIRECT_DESC: u64 = 1 << 28;
     pub(super) const EVENT_IDX: u64 = 1 << 29;
@@ -161,13 +164,13 @@ impl Shared {
 
     /// Feature bits offered.
     fn features(&self) -> u64 {
-        let layout = match (self.shape.layout, self.window.peer()) {
+        let extended = match (self.shape.layout, self.window.peer()) {
             (false, _) => 0,
             // What the window shows cannot change.
-            (true, Some(_)) => feature::LAYOUT,
-            (true, None) => feature::LAYOUT | feature::INFLIGHT,
+            (true, Some(_)) => feature::LAYOUT | feature::BACKEND_CH,
+            (true, None) => feature::LAYOUT | feature::BACKEND_CH | feature::INFLIGHT,
         };
-        layout
+        extended
             | feature::INDIRECT_DESC
             | feature::EVENT_IDX
             | feature::VERSION_1

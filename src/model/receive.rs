@@ -104,12 +104,13 @@ impl Locked<'_> {
     /// nobody takes are closed.
     fn act(&mut self, message: &mut Message, mut fds: Vec<OwnedFd>) -> Result<(), Refusal> {
         let rings = self.shared.shape.usable_rings();
-        let inflight = self.state.has_inflight();
-        messages::check(message, &fds, rings, inflight)?;
-        match messages::duty(message.request, inflight) {
+        let taken = self.state.taken();
+        messages::check(message, &fds, rings, taken)?;
+        match messages::duty(message.request, taken) {
             Duty::Pass | Duty::Never => Ok(()),
             Duty::MemTable => self.show(message, fds),
             Duty::Inflight => self.show_inflight(message, fds),
+            Duty::Channel => self.keep_channel(message, fds),
             Duty::StopKick => {
                 // The index was checked to be below `rings`, which is at most 256.
                 let ring = message.payload.first().copied().unwrap_or_default();
@@ -120,7 +121,7 @@ impl Locked<'_> {
                 let Request::SetProtocolFeatures(bits) = messages::parse(message)? else {
                     return Ok(());
                 };
-                let passed = ProtocolFeatures::from_bits_retain(bits) & messages::passed(inflight);
+                let passed = ProtocolFeatures::from_bits_retain(bits) & taken.passed();
                 self.state.protocol_features = passed;
                 message.payload = passed.bits().to_le_bytes().to_vec();
                 Ok(())
@@ -220,7 +221,7 @@ impl Locked<'_> {
         let bytes = match &self.state.rx {
             _ if self.state.farewell => Vec::new(),
             Rx::Deliver(message) if self.state.is_connected() => message.to_bytes(),
-            _ => return,
+            _ => return self.deliver_answer(),
         };
         match self.put(&bytes) {
             Ok(true) => {}
@@ -239,6 +240,7 @@ impl Locked<'_> {
             }
         }
         self.watch();
+        self.deliver_answer();
     }
 
     /// Puts bytes into a buffer of the driver's; whether there was one.

@@ -37,8 +37,8 @@ pub struct Shape {
     pub uuid: [u8; 16],
     /// Shared-memory capability in 24 bytes instead of 16.
     pub long_capability: bool,
-    /// Messages say where memory is in the window, and in-flight buffers are carried (feature bits 0
-    /// and 3).
+    /// Messages say where memory is in the window, requests of the driver's and in-flight buffers are
+    /// carried (feature bits 0, 1 and 3).
     pub layout: bool,
 }
 

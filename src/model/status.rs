@@ -30,6 +30,9 @@ pub struct Counters {
     pub refused: u64,
     /// Connections ended because a rule was broken.
     pub violations: u64,
+    /// Channels for the driver's requests that were given up, because the front-end broke a rule there
+    /// or does not read.
+    pub channels_lost: u64,
     /// Times that the device asked for a reset.
     pub broken: u64,
     /// Interrupts of configuration and queues.

@@ -9,7 +9,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::{ENDPOINT, SOCKET, Shared, WAKE, kicks};
+use super::{CHANNEL, ENDPOINT, SOCKET, Shared, WAKE, kicks};
 use crate::socket::{Endpoint, Wire};
 
 /// Runs until the model is gone.
@@ -72,6 +72,7 @@ impl Steps {
                     }
                 }
                 SOCKET => shared.lock().socket_ready(flags),
+                CHANNEL => shared.lock().channel_ready(),
                 ring => shared.kicks.relay(ring),
             }
         }

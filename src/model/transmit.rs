@@ -6,7 +6,7 @@ use virtio_queue::QueueT;
 
 use super::device::{BUDGET, Locked, Outgoing, Rx, State};
 use super::link::LinkEvent;
-use super::messages::{self, Bounds};
+use super::messages::{self, Bounds, Parcel};
 use crate::protocol::Reply;
 use crate::socket::SendError;
 
@@ -110,7 +110,7 @@ impl Locked<'_> {
         let connected = self.state.is_connected();
         let bounds = Bounds {
             rings: self.shared.shape.rings,
-            inflight: self.state.has_inflight(),
+            taken: self.state.taken(),
             window: self.shared.window.len(),
         };
         let State { queues, dma, .. } = &mut *self.state;
@@ -132,7 +132,7 @@ impl Locked<'_> {
             self.done(head);
             return true;
         }
-        let bytes = match buffer.len {
+        let parcel = match buffer.len {
             len if len > messages::MAX_OUTGOING => Err(format!("the driver sent {len} bytes")),
             _ => match buffer.read(&self.state.dma) {
                 Ok(bytes) => messages::outgoing(bytes, bounds),
@@ -142,9 +142,13 @@ impl Locked<'_> {
                 }
             },
         };
-        match bytes {
-            Ok(Some((bytes, file))) => self.send(bytes, head, file),
-            Ok(None) => {
+        match parcel {
+            Ok(Parcel::Reply(bytes, file)) => self.send(bytes, head, file),
+            Ok(Parcel::Request { bytes, asks }) => {
+                self.done(head);
+                self.request(&bytes, asks);
+            }
+            Ok(Parcel::Nothing) => {
                 self.state.counters.discarded += 1;
                 self.done(head);
             }

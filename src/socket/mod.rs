@@ -13,8 +13,11 @@ pub use endpoint::{Endpoint, EndpointError, call};
 pub use frames::{Frame, FrameError, Frames, MAX_FDS, send, wait};
 pub use wire::{MAX_PAYLOAD, Received, SendError, Wire};
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
+use rustix::net::sockopt::{socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 use thiserror::Error;
 
 use crate::protocol::Message;
@@ -26,6 +29,18 @@ pub struct Incoming {
     pub message: Message,
     /// What came with it.
     pub attached: Vec<OwnedFd>,
+}
+
+/// Whether somebody's descriptor is a UNIX stream socket; what it is instead. Whoever else has the
+/// same one cannot keep us waiting when we write to it, as he could with others.
+pub fn check_stream(fd: BorrowedFd<'_>) -> Result<(), String> {
+    let kind = socket_domain(fd).and_then(|domain| Ok((domain, socket_type(fd)?)));
+    match kind {
+        Ok((AddressFamily::UNIX, SocketType::STREAM)) => Ok(()),
+        Ok(_) => Err("another socket".to_owned()),
+        Err(Errno::NOTSOCK) => Err("no socket".to_owned()),
+        Err(errno) => Err(errno.to_string()),
+    }
 }
 
 /// Why a connection ended.

@@ -19,6 +19,12 @@ const FEATURES: u64 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 9 | 1 << 13 | 1 <
 /// INFLIGHT_SHMFD, which the device must have a window for.
 const INFLIGHT: u64 = 1 << 12;
 
+/// BACKEND_REQ, which the device must have a channel for.
+const BACKEND_REQ: u64 = 1 << 5;
+
+/// Answers to requests of ours that are thrown away before somebody else has his turn.
+const ANSWERS: usize = 16;
+
 /// A VVU function as a transport.
 #[derive(Debug)]
 pub struct VvuTransport {
@@ -26,6 +32,8 @@ pub struct VvuTransport {
     device: Device,
     /// The connection is still there for the device, but must end.
     doomed: Option<Gone>,
+    /// The front-end hears requests of ours.
+    channel: bool,
 }
 
 impl VvuTransport {
@@ -35,6 +43,7 @@ impl VvuTransport {
             name: format!("vvu:{}", device.name()),
             device,
             doomed: None,
+            channel: false,
         }
     }
 
@@ -51,18 +60,9 @@ impl VvuTransport {
             Err(TransportError::NoSuchRing { index, limit })
         }
     }
-}
 
-impl Transport for VvuTransport {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn poll_fd(&self) -> BorrowedFd<'_> {
-        self.device.poll_fd()
-    }
-
-    fn next(&mut self) -> Option<Event> {
+    /// What happened, answers included.
+    fn look(&mut self) -> Option<Event> {
         if let Some(gone) = self.doomed.take() {
             self.device.disconnect();
             return Some(Event::Disconnected(gone));
@@ -86,29 +86,65 @@ impl Transport for VvuTransport {
         })
     }
 
+    /// The connection must end, because nothing can be sent.
+    fn doom(&mut self, error: &DeviceError) {
+        self.doomed = Some(Gone::Failed(error.to_string()));
+        self.device.wake();
+    }
+}
+
+impl Transport for VvuTransport {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.device.poll_fd()
+    }
+
+    fn next(&mut self) -> Option<Event> {
+        for _ in 0..ANSWERS {
+            let event = self.look()?;
+            match &event {
+                // Requests of ours ask for none, and none of the session's has another meaning.
+                Event::Message(Incoming { message, .. }) if self.channel && message.is_reply() => {
+                    let request = message.request;
+                    tracing::debug!(request, "an answer that was not asked for is ignored");
+                }
+                Event::Message(_) => return Some(event),
+                Event::Connected | Event::Disconnected(_) => {
+                    self.channel = false;
+                    return Some(event);
+                }
+            }
+        }
+        // There may be more, as the descriptor says.
+        None
+    }
+
     fn send(&mut self, message: &Message) -> Result<(), TransportError> {
         if self.doomed.is_some() {
             return Err(TransportError::NotConnected);
         }
-        let size = u32::try_from(message.payload.len())
-            .map_err(|_| TransportError::Send("the message is too long".to_owned()))?;
-        let words = [message.request, message.flags, size].map(u32::to_le_bytes);
-        match self.device.send(&[words.as_flattened(), &message.payload]) {
+        match self.device.send(&[&message.to_bytes()]) {
             Ok(()) => Ok(()),
             Err(DeviceError::NotConnected) => Err(TransportError::NotConnected),
             Err(error) => {
-                self.doomed = Some(Gone::Failed(error.to_string()));
-                self.device.wake();
+                self.doom(&error);
                 Err(TransportError::Send(error.to_string()))
             }
         }
     }
 
     fn protocol_features(&self) -> u64 {
-        match self.device.has_inflight() {
-            true => FEATURES | INFLIGHT,
-            false => FEATURES,
+        let mut features = FEATURES;
+        if self.device.has_inflight() {
+            features |= INFLIGHT;
         }
+        if self.device.has_backend_channel() {
+            features |= BACKEND_REQ;
+        }
+        features
     }
 
     fn max_rings(&self) -> u16 {
@@ -207,13 +243,42 @@ impl Transport for VvuTransport {
         })
     }
 
+    /// The device has kept it.
+    fn backend_channel(&mut self, attached: Vec<OwnedFd>) -> Result<(), TransportError> {
+        expect_none(&attached, "a channel for requests of ours")?;
+        if !self.device.has_backend_channel() {
+            let what = "the device carries no requests of ours";
+            return Err(TransportError::Send(what.to_owned()));
+        }
+        self.channel = true;
+        Ok(())
+    }
+
+    /// Whether anybody listens at the other end is between the device and the front-end.
+    fn send_request(&mut self, message: &Message) -> bool {
+        if !self.channel || self.doomed.is_some() {
+            return false;
+        }
+        // A front-end that lets the queue fill up has had its chance.
+        let sent = self.device.try_send(&[&message.to_bytes()]);
+        if let Err(error) = &sent
+            && !matches!(error, DeviceError::NotConnected)
+        {
+            self.doom(error);
+        }
+        self.channel = sent.unwrap_or(false);
+        self.channel
+    }
+
     fn disconnect(&mut self) {
         self.doomed = None;
+        self.channel = false;
         self.device.disconnect();
     }
 
     fn shutdown(&mut self) {
         self.doomed = None;
+        self.channel = false;
         self.device.shutdown();
     }
 }

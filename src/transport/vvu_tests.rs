@@ -104,6 +104,60 @@ fn a_front_end_that_does_not_read_is_dropped() {
     assert!(!rig.is_connected());
 }
 
+fn change() -> Message {
+    Message {
+        request: 2,
+        flags: 1,
+        payload: vec![],
+    }
+}
+
+#[test]
+fn requests_of_ours_go_where_a_front_end_listens() {
+    let (rig, mut transport) = connected();
+    assert!(!transport.send_request(&change()), "nobody listens");
+    let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+    assert!(matches!(
+        transport.backend_channel(vec![fd]),
+        Err(TransportError::Attached { found: 1, .. })
+    ));
+    transport.backend_channel(vec![]).unwrap();
+    assert!(transport.send_request(&change()));
+    assert_eq!(rig.sent(), [[0; 0]; 0], "not where replies go");
+    // Answers that nobody asked for are no messages, however many come.
+    for _ in 0..40 {
+        assert!(rig.model.inject(&raw(2, 5, 8, &[0; 8])));
+    }
+    assert!(rig.model.inject(&raw(99, 1, 0, &[])));
+    let message = std::iter::from_fn(|| Some(transport.next()))
+        .flatten()
+        .next();
+    assert!(
+        matches!(&message, Some(Event::Message(incoming)) if incoming.message.request == 99),
+        "{message:?}"
+    );
+    // A device that takes none is not waited for.
+    rig.model.fault(Some(Fault::TxHeld));
+    let sent = (0..1000).take_while(|_| transport.send_request(&change()));
+    assert!(sent.count() < 1000);
+    assert!(!transport.send_request(&change()), "given up");
+    rig.model.fault(None);
+    // The next front-end has not said that it listens.
+    transport.backend_channel(vec![]).unwrap();
+    rig.connect();
+    assert!(matches!(transport.next(), Some(Event::Disconnected(_))));
+    assert!(!transport.send_request(&change()));
+    assert_eq!(rig.model.violations(), [""; 0]);
+}
+
+#[test]
+fn devices_without_a_channel_say_so() {
+    let (_rig, mut transport) = transport(Shape::prototype(0x1058));
+    let refused = transport.backend_channel(vec![]);
+    assert!(matches!(refused, Err(TransportError::Send(_))));
+    assert!(!transport.send_request(&change()));
+}
+
 #[test]
 fn resources_come_without_descriptors() {
     let (rig, mut transport) = connected();
@@ -180,16 +234,16 @@ fn memory_is_a_window_and_has_an_end() {
 fn features_that_need_descriptors_are_never_offered() {
     let (_rig, transport) = connected();
     let offered = transport.protocol_features();
-    for bit in [1, 5, 8, 10, 11, 14, 15, 17, 18, 19, 22] {
+    for bit in [1, 8, 10, 11, 14, 15, 17, 18, 19, 22] {
         assert_eq!(offered >> bit & 1, 0, "bit {bit}");
     }
-    for bit in [0, 2, 3, 4, 9, 12, 13, 16] {
+    for bit in [0, 2, 3, 4, 5, 9, 12, 13, 16] {
         assert_eq!(offered >> bit & 1, 1, "bit {bit}");
     }
     assert_eq!(offered >> 24, 0);
-    // In-flight buffers need a device that carries them.
+    // In-flight buffers and requests of ours need a device that carries them.
     let (_rig, transport) = self::transport(Shape::crosvm());
-    assert_eq!(transport.protocol_features() >> 12 & 1, 0);
+    assert_eq!(transport.protocol_features() & (1 << 12 | 1 << 5), 0);
 }
 
 #[test]

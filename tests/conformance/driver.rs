@@ -19,8 +19,10 @@ pub(crate) const BACKEND_UP: u32 = 1;
 pub(crate) const FRONTEND_UP: u32 = 2;
 pub(crate) const BOTH_UP: u32 = BACKEND_UP | FRONTEND_UP;
 
-/// Device feature bits of this project: told placement; in-flight buffers.
+/// Device feature bits of this project: told placement; requests of the driver's; in-flight
+/// buffers.
 pub(crate) const LAYOUT: u32 = 1;
+pub(crate) const BACKEND_CH: u32 = 1 << 1;
 pub(crate) const INFLIGHT: u32 = 1 << 3;
 
 /// MSI-X vectors as the driver here uses them.
@@ -281,18 +283,31 @@ impl Driver {
         Some(parse(&self.rx.bytes(id, len)))
     }
 
+    /// The next message. No buffer is offered for it.
     #[track_caller]
-    pub(crate) fn receive(&mut self) -> Message {
+    fn receive_only(&mut self) -> Message {
         let start = Instant::now();
-        let message = loop {
+        loop {
             if let Some(message) = self.poll_rx() {
-                break message;
+                return message;
             }
             assert!(start.elapsed() < PATIENCE, "no message");
             pause();
-        };
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn receive(&mut self) -> Message {
+        let message = self.receive_only();
         self.post_rx();
         message
+    }
+
+    /// The next message, which must have this number. No buffer is offered for it.
+    #[track_caller]
+    pub(crate) fn wait_rx(&mut self, request: u32) {
+        let message = self.receive_only();
+        assert_eq!(message.request, request, "{message:?}");
     }
 
     /// The next message, which must be this request; its payload.

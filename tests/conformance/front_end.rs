@@ -39,6 +39,7 @@ pub(crate) mod request {
     pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
     pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
     pub(crate) const GET_QUEUE_NUM: u32 = 17;
+    pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
     pub(crate) const GET_CONFIG: u32 = 24;
     pub(crate) const GET_INFLIGHT_FD: u32 = 31;
     pub(crate) const SET_INFLIGHT_FD: u32 = 32;
@@ -48,10 +49,27 @@ pub(crate) mod request {
     pub(crate) const UNKNOWN: u32 = 77;
 }
 
+/// Numbers of the back-end's requests.
+pub(crate) mod request_of_back_end {
+    pub(crate) const IOTLB: u32 = 1;
+    pub(crate) const CONFIG_CHANGE: u32 = 2;
+    pub(crate) const VRING_CALL: u32 = 4;
+    pub(crate) const VRING_ERR: u32 = 5;
+}
+
 /// A connected front-end.
 #[derive(Debug)]
 pub(crate) struct FrontEnd {
     stream: UnixStream,
+}
+
+impl From<OwnedFd> for FrontEnd {
+    fn from(socket: OwnedFd) -> Self {
+        let stream = UnixStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream }
+    }
 }
 
 impl FrontEnd {
@@ -64,9 +82,13 @@ impl FrontEnd {
             }
             std::thread::sleep(Duration::from_millis(1));
         };
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream }
+        Self::from(OwnedFd::from(stream))
+    }
+
+    /// A channel for requests of the back-end's: where they arrive, and what is handed over.
+    pub(crate) fn pair() -> (Self, OwnedFd) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Self::from(OwnedFd::from(ours)), theirs.into())
     }
 
     /// Sends bytes as they are, with descriptors at the first of them. False if the other side

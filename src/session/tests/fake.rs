@@ -22,6 +22,8 @@ pub(super) struct Seen {
     pub(super) announced: Option<[u8; 6]>,
     /// Whether it tracks what is in flight.
     pub(super) tracks: bool,
+    /// How often its configuration has changed, if it ever does.
+    pub(super) changes: Option<u64>,
     /// The next call of this name fails.
     pub(super) fail: Option<&'static str>,
     /// How long `set_memory` takes.
@@ -84,6 +86,10 @@ impl VirtioDevice for FakeDevice {
 
     fn tracks_inflight(&self) -> bool {
         self.seen().tracks
+    }
+
+    fn config_changes(&self) -> Option<u64> {
+        self.seen().changes
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {

@@ -1,6 +1,7 @@
 //! The same session over a virtio-vhost-user function: what a front-end gets to hear is the same,
 //! and it may leave at any point.
 
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -11,13 +12,15 @@ use super::script::{BIT30, LEN, Script, addr, call, eventfd, kick, region, state
 use crate::device::{Device, Options};
 use crate::model::Shape;
 use crate::model::test_rig::Rig;
-use crate::protocol::{Message, Request};
+use crate::protocol::{Message, Reply, Request};
 use crate::session::Session;
 use crate::transport::vvu::VvuTransport;
 
 /// Protocol features that both transports carry: MQ, RARP, REPLY_ACK, MTU, CONFIG, RESET_DEVICE,
 /// STATUS.
 const COMMON: u64 = 1 | 4 | 8 | 16 | 1 << 9 | 1 << 13 | 1 << 16;
+
+const BACKEND_REQ: u64 = 1 << 5;
 
 struct VvuBench {
     rig: Rig,
@@ -86,6 +89,74 @@ fn life() -> Vec<(Message, Vec<OwnedFd>)> {
         plain(Request::SetVringEnable(state(7, 1))),
         plain(Request::GetVringBase(state(0, 0))),
     ]
+}
+
+/// A front-end whose device changes from time to time, and where it hears of that.
+fn listener(vvu: &VvuBench) -> (Script, UnixStream) {
+    vvu.device.seen().changes = Some(0);
+    let mut script = vvu.script();
+    let all = Reply::U64(COMMON | BACKEND_REQ | 1 << 12);
+    assert_eq!(script.ask(&Request::GetProtocolFeatures, &[]), all);
+    let wanted = Request::SetProtocolFeatures(COMMON | BACKEND_REQ);
+    script.tell(&wanted, &[]);
+    script.ok(&Request::SetFeatures(VERSION_1 | BIT30), &[]);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let timeout = Some(Duration::from_secs(10));
+    ours.set_read_timeout(timeout).unwrap();
+    script.ok(&Request::SetBackendReqFd, &[theirs.as_fd()]);
+    (script, ours)
+}
+
+/// The device changes once more, and the front-end hears of it.
+fn is_told(vvu: &VvuBench, channel: &mut UnixStream) {
+    let mut seen = vvu.device.seen();
+    seen.changes = seen.changes.map(|changes| changes + 1);
+    drop(seen);
+    let mut message = [0; 12];
+    channel.read_exact(&mut message).unwrap();
+    assert_eq!(message, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn changes_of_the_device_are_told_through_the_function() {
+    let vvu = VvuBench::new(Shape::ours());
+    let (mut script, mut channel) = listener(&vvu);
+    is_told(&vvu, &mut channel);
+    // Nobody asked for an answer, so that none reaches the driver.
+    let answer = [[2, 5, 8, 0].map(u32::to_le_bytes).as_flattened(), &[0; 4]].concat();
+    channel.write_all(&answer).unwrap();
+    is_told(&vvu, &mut channel);
+    // A device that passes them on all the same changes nothing for anybody.
+    for _ in 0..500 {
+        vvu.rig.model.inject(&answer);
+    }
+    script.ok(&Request::SetOwner, &[]);
+    is_told(&vvu, &mut channel);
+    // Nor does a front-end that does not listen any more.
+    drop(channel);
+    vvu.device.seen().changes = Some(9);
+    until("lost on the way", || {
+        vvu.rig.model.status().counters.discarded > 0
+    });
+    script.ok(&Request::SetOwner, &[]);
+    drop(script);
+    until("disconnected", || vvu.is_idle());
+    // The next one is told of what changes from then on.
+    let (_script, mut channel) = listener(&vvu);
+    is_told(&vvu, &mut channel);
+    assert_eq!(vvu.session.status().report().violations, 0);
+    assert_eq!(vvu.rig.model.violations(), [""; 0]);
+}
+
+#[test]
+fn functions_without_a_channel_are_offered_no_front_end_that_has_one() {
+    for shape in [Shape::prototype(0x1058), Shape::crosvm()] {
+        let vvu = VvuBench::new(shape);
+        vvu.device.seen().changes = Some(0);
+        let mut script = vvu.script();
+        let offered = script.ask(&Request::GetProtocolFeatures, &[]);
+        assert_eq!(offered, Reply::U64(COMMON));
+    }
 }
 
 #[test]

@@ -2,10 +2,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::SocketType;
-
 use crate::memory::{Area, Mapping, Region};
 use crate::notify::claim_eventfd;
+use crate::socket::check_stream;
 use crate::transport::{RegionRequest, TransportError};
 
 /// Maps each region from its file descriptor.
@@ -65,16 +64,12 @@ pub(super) fn socket(
             expected: 1,
         });
     };
-    let kind = |found| TransportError::Kind {
+    check_stream(fd.as_fd()).map_err(|found| TransportError::Kind {
         what,
         found,
-        expected: "a stream socket",
-    };
-    match rustix::net::sockopt::socket_type(&fd) {
-        Ok(SocketType::STREAM) => Ok(fd),
-        Ok(_) => Err(kind("another socket".to_owned())),
-        Err(errno) => Err(kind(errno.to_string())),
-    }
+        expected: "a UNIX stream socket",
+    })?;
+    Ok(fd)
 }
 
 /// The one eventfd that came, or none if `nofd`.

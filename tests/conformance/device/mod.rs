@@ -1,7 +1,8 @@
-//! What a device must do: statements 17 to 34, and the placement of statement 9.
+//! What a device must do: statements 17 to 36, and the placement of statement 9.
 //!
 //! A case gets a target, makes devices there and plays both the driver and the front-end.
 
+mod channel;
 mod connection;
 mod front_ends;
 mod hostile;
@@ -43,6 +44,7 @@ pub(crate) const CASES: &[Case] = crate::cases! {
     memory: c31_memory_replaced c32_revocation;
     messages: c33_refusals c34_memory_slots_not_offered;
     inflight: c35_inflight_buffers c35_hostile_inflight_buffers;
+    channel: c36_backend_channel c36_hostile_channels;
 };
 
 /// Those that only a machine with a processor can show.
