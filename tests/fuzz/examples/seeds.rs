@@ -747,6 +747,20 @@ fn models() -> Seeds {
             }
         }
     }
+    // Requests of the driver's, one of which is answered; then the socket is another one.
+    let script = Script::default().u8(0x0c).u8(7).u8(18).u8(6);
+    let script = script.u8(op::BRING_UP).u32(3);
+    let channel = |script| tell(script, &Request::SetBackendReqFd, fds::SOCKET | 1);
+    let mut script = channel(script);
+    for (flags, said) in [(1, &[][..]), (9, &[0; 8])] {
+        let request = [2, flags, 0].map(u32::to_le_bytes).concat();
+        script = script.u8(op::SEND).part(&request);
+        script = script.u8(op::CHANNEL).part(&[]);
+        let answer = [2, 5, 8].map(u32::to_le_bytes).concat();
+        script = script.u8(op::CHANNEL).part(&[&answer[..], said].concat());
+    }
+    let script = channel(script.u8(op::HEAR)).u8(op::HANG_UP);
+    seeds.push(("channel".to_owned(), script.0));
     // Registers of configuration space, and a BAR through its window.
     let window = [9, 0, 0x14, 5, 4, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
     let script = Script::default().u8(0x0c).u8(7).u8(18).u8(6);

@@ -1,7 +1,7 @@
 //! A front-end that does what the input says: a socket, memory in a file, and things whose
 //! descriptors it sends.
 
-use std::io::{ErrorKind, IoSlice, Read};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -27,6 +27,8 @@ pub mod fds {
     pub const PIPE: u8 = 0x30;
     /// As for [`MEMORY`], and one eventfd at the end.
     pub const MIXED: u8 = 0x40;
+    /// A socket, for requests of the back-end's.
+    pub const SOCKET: u8 = 0x50;
     /// Most that come with one message: one more than is allowed.
     pub const MOST: u8 = 9;
 }
@@ -48,6 +50,8 @@ pub(crate) struct FrontEnd {
     pub(crate) memory: OwnedFd,
     pub(crate) event: OwnedFd,
     pipe: [OwnedFd; 2],
+    /// Our end of the socket for requests of the back-end's, and the one that is handed over.
+    channel: [UnixStream; 2],
 }
 
 impl FrontEnd {
@@ -55,6 +59,8 @@ impl FrontEnd {
     pub(crate) fn new() -> Option<Self> {
         let memory = memfd_create("vvu-fuzz", MemfdFlags::CLOEXEC).ok()?;
         ftruncate(&memory, MEMORY).ok()?;
+        let (ours, theirs) = UnixStream::pair().ok()?;
+        ours.set_nonblocking(true).ok()?;
         Some(Self {
             path: PathBuf::from(format!("/tmp/vvu-fuzz-{}.sock", std::process::id())),
             stream: None,
@@ -62,6 +68,7 @@ impl FrontEnd {
             memory,
             event: event()?,
             pipe: rustix::pipe::pipe().ok()?.into(),
+            channel: [ours, theirs],
         })
     }
 
@@ -100,16 +107,18 @@ impl FrontEnd {
             flags,
             payload: input.part(),
         };
-        let [pipe, _] = &self.pipe;
+        let ([pipe, _], [_, channel]) = (&self.pipe, &self.channel);
+        let (memory, event) = (self.memory.as_fd(), self.event.as_fd());
         let (first, last) = match kinds & 0xf0 {
-            fds::MEMORY => (&self.memory, &self.memory),
-            fds::PIPE => (pipe, pipe),
-            fds::MIXED => (&self.memory, &self.event),
-            _ => (&self.event, &self.event),
+            fds::MEMORY => (memory, memory),
+            fds::PIPE => (pipe.as_fd(), pipe.as_fd()),
+            fds::MIXED => (memory, event),
+            fds::SOCKET => (channel.as_fd(), channel.as_fd()),
+            _ => (event, event),
         };
-        let mut all = vec![first.as_fd(); usize::from((kinds & 0xf).min(fds::MOST))];
+        let mut all = vec![first; usize::from((kinds & 0xf).min(fds::MOST))];
         if let Some(end) = all.last_mut() {
-            *end = last.as_fd();
+            *end = last;
         }
         if !self.say(&message.to_bytes(), &all) {
             self.hang_up();
@@ -161,6 +170,16 @@ impl FrontEnd {
                 flags,
                 payload,
             });
+        }
+    }
+
+    /// Says something where it hears requests of the back-end's; nothing: reads what there is.
+    pub(crate) fn channel(&mut self, bytes: &[u8]) {
+        let [ours, _] = &mut self.channel;
+        if bytes.is_empty() {
+            let _ = ours.read_to_end(&mut Vec::new());
+        } else {
+            let _ = ours.write(bytes);
         }
     }
 

@@ -73,8 +73,11 @@ pub mod op {
     pub const RESET: u8 = 18;
     /// The memory window is read and written: u32 offset.
     pub const WINDOW: u8 = 19;
+    /// The front-end says something where it hears requests of the driver's: a part. Nothing: it
+    /// reads them.
+    pub const CHANNEL: u8 = 20;
     /// Number of operations.
-    pub const COUNT: u8 = 20;
+    pub const COUNT: u8 = 21;
 }
 
 /// Events in a row after which a model must have come to rest.
@@ -253,6 +256,7 @@ fn step(bench: &Bench, front_end: &mut FrontEnd, input: &mut Input) {
             front_end.bytes(&input.part());
         }
         op::HEAR => front_end.hear(|_| ()),
+        op::CHANNEL => front_end.channel(&input.part()),
         op::HANG_UP => front_end.hang_up(),
         op::KICK => {
             let _ = rustix::io::write(&front_end.event, &1u64.to_ne_bytes());

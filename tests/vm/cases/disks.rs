@@ -16,6 +16,9 @@ const LOAD: Duration = Duration::from_millis(1500);
 /// For this long nobody serves the disks.
 const AWAY: Duration = Duration::from_millis(700);
 
+/// Bytes of a disk that has grown.
+const GROWN: u64 = DISK + (64 << 20);
+
 /// Longest start of a program, or of a machine as far as its firmware.
 const BOOT: Duration = Duration::from_secs(60);
 
@@ -66,6 +69,41 @@ fn trims(disks: &Disks, disk: &str) -> Result<()> {
         "--bs=16k",
     ];
     disks.finish_fio(&disks.start_fio(&device, &trims)?)
+}
+
+/// The disk grows while it is in use, and the guest's kernel knows.
+pub(crate) fn disk_grows(stage: &mut Stage) -> Result<()> {
+    let disks = stage.disks()?;
+    let file = disks.lab.file("vda");
+    let grown = fs::File::options()
+        .write(true)
+        .open(&file)
+        .and_then(|file| file.set_len(GROWN));
+    grown.with_context(|| format!("cannot make {} longer", file.display()))?;
+    grows(disks)
+}
+
+/// What is there is used, too.
+fn grows(disks: &Disks) -> Result<()> {
+    let deadline = Instant::now() + BOOT;
+    loop {
+        // Who reads this asks the kernel, which asks nobody.
+        let sectors = disks.guest.run(&["cat", "/sys/block/vda/size"])?.stdout;
+        if sectors.trim().parse() == Ok(GROWN / 512) {
+            break;
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "the guest still has {} sectors\n{}",
+            sectors.trim(),
+            disks.printed()
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    let new = format!("--offset={DISK}");
+    let writing = ["--rw=randwrite", &new, "--size=8M", "--bs=16k"];
+    disks.finish_fio(&disks.start_fio("/dev/vda", &writing)?)?;
+    disks.no_errors()
 }
 
 /// The guest loses its power under load: what it was told to be there is there.
@@ -200,6 +238,15 @@ fn says(guest: &Guest, lab: &Lab, expected: &str) -> Result<()> {
 /// The same disk, through an appliance.
 pub(crate) fn vvu_disk_files(stage: &mut Stage) -> Result<()> {
     files(stage.disks_via()?, "vda")
+}
+
+/// The disk in the appliance grows, which the guest hears by way of the function.
+pub(crate) fn vvu_disk_grows(stage: &mut Stage) -> Result<()> {
+    let disks = stage.disks_via()?;
+    let appliance = disks.appliance.as_ref().context("no appliance")?;
+    let size = GROWN.to_string();
+    appliance.run(&["busybox", "truncate", "-s", &size, "/vda"])?;
+    grows(disks)
 }
 
 /// The guest loses its power, through an appliance.
