@@ -409,9 +409,10 @@ impl Format for Packed {
         if !self.in_order {
             self.give_back(chains, |_| Some(0));
         } else if let Some(last) = chains.last() {
-            // One entry, which names the last chain, is enough for all (2.8.9).
+            // One entry, which names the last chain, is enough for all that the driver has not been
+            // shown (2.8.9): nothing is written where it goes on meanwhile.
+            self.put(self.shown, last.id(), 0);
             let slots = chains.iter().map(Chain::slots).sum();
-            self.put(self.used, last.id(), 0);
             self.used.forward(slots, self.mem.size());
         }
     }
@@ -440,11 +441,6 @@ impl Format for Packed {
             *since = since.saturating_add(slots);
         }
         true
-    }
-
-    #[inline]
-    fn is_unasked(&self) -> bool {
-        (self.mem.driver_event() >> 16) as u16 & 3 == DISABLE
     }
 
     #[inline]

@@ -123,9 +123,9 @@ fn receive<F: Format>(
 /// Rounds without a new frame after which a guest hears that its frames were sent.
 const LULL: u8 = 32;
 
-/// Tells a guest that its frames were sent. One that polls is told at once. Others are not told of
-/// each one by itself: a guest whose frames are taken as fast as it makes them would be
-/// interrupted for every one. It hears of a quarter of its ring at a time, or as soon as it pauses.
+/// Tells a guest that its frames were sent, but not of each one by itself: it would be interrupted
+/// for every one if they are taken as fast as it makes them, and one that polls would wait for the
+/// cache line each time. It hears of a quarter of its ring at a time, or as soon as it pauses.
 #[inline]
 fn release<F: Format>(ring: &mut RingOf<F>, lull: &mut u8, worked: bool) {
     let waiting = ring.unpublished();
@@ -133,8 +133,7 @@ fn release<F: Format>(ring: &mut RingOf<F>, lull: &mut u8, worked: bool) {
         return;
     }
     *lull = if worked { 0 } else { lull.saturating_add(1) };
-    let long = *lull >= LULL || waiting > ring.size() / 4;
-    if long || ring.is_unasked() || ring.failed().is_some() {
+    if *lull >= LULL || waiting > ring.size() / 4 || ring.failed().is_some() {
         ring.publish();
         *lull = 0;
     }
