@@ -5,26 +5,21 @@ use std::time::Instant;
 
 use vvu::memory::{Scatter, copy};
 
-use super::config::MAX_CDB_SIZE;
 use super::domain::{Address, Domain, Seat, Target};
 use super::queue::{BURST, Work};
 use super::stats::QueueStats;
 use super::target::{Call, Job, Luns, Missing, Sense, Status, Step, Transfer, WellKnown};
 use super::tasks::{Extra, Task};
-use super::wire::{self, Code, Fresh, Header, Lister, REQUEST, RESPONSE};
+use super::wire::{self, Code, Fresh, Head, Header, Lister, REQUEST, RESPONSE};
 use crate::bdev::{Op, Request};
 use crate::vring::{Chain, Format, Keep, RingOf, Taken};
-
-/// Longest request before its data.
-const LONGEST: usize = (REQUEST + MAX_CDB_SIZE) as usize;
 
 /// A command as it came, with the sizes of its parts in bytes.
 struct Arrived<'a> {
     taken: &'a Taken,
     chain: &'a Chain,
     header: Header,
-    /// What comes before the data, the CDB at its end.
-    bytes: [u8; LONGEST],
+    /// What comes before the data.
     request: u32,
     response: u32,
     /// Data from the driver, and room for data to it.
@@ -34,8 +29,9 @@ struct Arrived<'a> {
 
 impl<'a> Arrived<'a> {
     fn cdb(&self) -> &[u8] {
-        let range = REQUEST as usize..self.request as usize;
-        self.bytes.get(range).unwrap_or_default()
+        let len = (self.request - REQUEST) as usize;
+        let cdb = &self.header.cdb;
+        cdb.get(..len).unwrap_or(cdb)
     }
 
     fn sent(&self) -> Fresh<'a> {
@@ -205,21 +201,13 @@ impl Work {
             }
             return None;
         };
-        let mut bytes = [0; LONGEST];
-        let all = bytes.get_mut(..request as usize)?;
-        match taken.readable(chain).next() {
-            Some(piece) if piece.len() >= all.len() => {
-                copy::read(piece, all);
-            }
-            _ => {
-                wire::read(taken.readable(chain), 0, all);
-            }
-        }
+        let first = taken.readable(chain).next();
+        let whole = first.filter(|_| request as usize >= size_of::<Head>());
+        let head = whole.and_then(copy::read_array);
         Some(Arrived {
-            bytes,
             taken,
             chain,
-            header: Header::parse(&bytes)?,
+            header: Header::parse(&head.unwrap_or_else(|| in_parts(taken, chain, request))),
             request,
             response,
             data_out,
@@ -417,6 +405,16 @@ impl Work {
         let mailbox = self.face.board().mailbox(self.index);
         self.ways.join(seat, mailbox.as_ref())
     }
+}
+
+/// The first bytes of a request of so many bytes before its data, wherever they are.
+#[cold]
+fn in_parts(taken: &Taken, chain: &Chain, request: u32) -> Head {
+    let mut head = [0; size_of::<Head>()];
+    let len = head.len().min(request as usize);
+    let there = head.get_mut(..len).unwrap_or_default();
+    wire::read(taken.readable(chain), 0, there);
+    head
 }
 
 /// Sense data as the unit makes them; those of no unit in fixed format.

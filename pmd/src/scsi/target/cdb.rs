@@ -1,7 +1,7 @@
 //! A command descriptor block: up to 16 bytes, read as big-endian fields.
 
 /// Longest CDB of any command that is known, in bytes.
-pub(super) const MAX: usize = 16;
+pub const MAX: usize = 16;
 
 /// A CDB, its first byte at the top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,10 +11,13 @@ impl Cdb {
     /// The first bytes of `bytes`; what is missing is zero.
     #[inline]
     pub(super) fn new(bytes: &[u8]) -> Self {
-        let mut whole = [0; MAX];
-        for (to, from) in whole.iter_mut().zip(bytes) {
-            *to = *from;
-        }
+        let whole = bytes.first_chunk().copied().unwrap_or_else(|| {
+            let mut whole = [0; MAX];
+            for (to, from) in whole.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            whole
+        });
         Self(u128::from_be_bytes(whole))
     }
 
