@@ -65,25 +65,26 @@ impl Nexus {
             self.hinder(row, cdb, hindered)?;
         }
         check(row, cdb, thin)?;
-        match (row.command, row.moves) {
-            (Command::Read, Moves::Blocks(at)) => self.transfer(call, row, cdb, at, false),
-            (Command::Write, Moves::Blocks(at)) => self.transfer(call, row, cdb, at, true),
-            (_, Moves::Blocks(at)) => self.on_blocks(call, row, cdb, at),
-            (_, Moves::In(at, bytes)) => {
+        match row.moves {
+            Moves::Blocks(at) => match row.command {
+                Command::Read | Command::Write => self.transfer(call, row, cdb, at),
+                _ => self.on_blocks(call, row, cdb, at),
+            },
+            Moves::In(at, bytes) => {
                 let most = cdb.field(at, bytes);
                 if most > call.data_in {
                     return Ok(Step::Overrun);
                 }
                 self.data_in(call, row, cdb, most).map(Step::Done)
             }
-            (_, Moves::Out(at, bytes)) => {
+            Moves::Out(at, bytes) => {
                 let len = cdb.field(at, bytes);
                 if len > call.data_out {
                     return Ok(Step::Overrun);
                 }
                 self.data_out(call, row, cdb, len)
             }
-            (_, Moves::Nothing) => self.without_data(call, row, cdb),
+            Moves::Nothing => self.without_data(call, row, cdb),
         }
     }
 
@@ -123,8 +124,7 @@ impl Nexus {
     #[inline]
     fn range(&self, row: &Operation, cdb: Cdb, at: Blocks) -> Result<(u64, u64), Sense> {
         let unit = self.unit();
-        let lba = cdb.field(at.lba.0, at.lba.1);
-        let mut count = cdb.field(at.count.0, at.count.1);
+        let (lba, mut count) = (cdb.at(at.lba), cdb.at(at.count));
         if count == 0 && row.len == 6 {
             count = 256;
         }
@@ -149,8 +149,8 @@ impl Nexus {
         row: &Operation,
         cdb: Cdb,
         at: Blocks,
-        write: bool,
     ) -> Result<Step, Answer> {
+        let write = row.command == Command::Write;
         let (offset, len) = self.range(row, cdb, at)?;
         // Byte 1 of the short ones has address bits there.
         let fua = row.len > 6 && cdb.bit(1, 3);
@@ -174,6 +174,7 @@ impl Nexus {
     }
 
     /// Commands on blocks that take several steps.
+    #[inline(never)]
     fn on_blocks(
         self: &Arc<Self>,
         call: &Call<'_>,

@@ -1,7 +1,7 @@
 //! Every command that is accepted, in one table: what REPORT SUPPORTED OPERATION CODES tells and
 //! what a CDB is judged by are the same rows.
 
-use super::cdb::{Cdb, MAX};
+use super::cdb::{Cdb, Field, MAX};
 use super::nexus::flags;
 
 /// What a command does.
@@ -34,11 +34,11 @@ pub(super) enum Command {
     ReportTaskFunctions,
 }
 
-/// Where a command's block address and its number of blocks are: offset and length in bytes.
+/// Where a command's block address and its number of blocks are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Blocks {
-    pub(super) lba: (u8, u8),
-    pub(super) count: (u8, u8),
+    pub(super) lba: Field,
+    pub(super) count: Field,
 }
 
 /// Which data a command moves.
@@ -78,7 +78,9 @@ pub(super) struct Operation {
     pub(super) moves: Moves,
     /// Length in bytes.
     pub(super) len: u8,
-    /// Bits that may be set; the operation code and service action as they are.
+    /// Bits that are looked at: so many bytes of them.
+    inside: u128,
+    /// Of those, the ones that may be set; the operation code and service action as they are.
     usage: u128,
     /// Of those, the ones that only make sense if blocks can be unmapped.
     thin: u128,
@@ -108,6 +110,7 @@ impl Operation {
             access: Access::Free,
             moves: Moves::Nothing,
             len: usage.len() as u8,
+            inside: !0 << (128 - 8 * usage.len()),
             usage: pack(usage),
             thin: 0,
             needs_thin: false,
@@ -141,8 +144,12 @@ impl Operation {
         self
     }
 
+    /// Offset and length of both fields in bytes.
     const fn blocks(mut self, lba: (u8, u8), count: (u8, u8)) -> Self {
-        self.moves = Moves::Blocks(Blocks { lba, count });
+        self.moves = Moves::Blocks(Blocks {
+            lba: Field::new(lba.0, lba.1),
+            count: Field::new(count.0, count.1),
+        });
         self.medium()
     }
 
@@ -179,6 +186,7 @@ impl Operation {
     }
 
     /// CDB USAGE DATA, all 16 bytes of them.
+    #[inline]
     fn usage(&self, thin: bool) -> u128 {
         self.usage & if thin { !0 } else { !self.thin }
     }
@@ -193,8 +201,7 @@ impl Operation {
     /// The first bit of `cdb` that may not be set: byte and bit.
     #[inline]
     pub(super) fn misused(&self, cdb: Cdb, thin: bool) -> Option<(u16, u8)> {
-        let inside = !0 << (128 - 8 * u32::from(self.len));
-        let wrong = cdb.0 & inside & !self.usage(thin);
+        let wrong = cdb.0 & self.inside & !self.usage(thin);
         if wrong == 0 {
             return None;
         }
@@ -289,9 +296,8 @@ pub(super) enum Missing {
 /// that can unmap blocks or cannot.
 #[inline]
 pub(super) fn find(code: u8, action: u8, thin: bool) -> Result<&'static Operation, Missing> {
-    let first = FIRST.get(usize::from(code)).map(|&row| usize::from(row));
-    let rows = first.and_then(|first| TABLE.get(first..)).unwrap_or(&[]);
-    let found = rows.first().ok_or(Missing::Code)?;
+    let first = FIRST.get(usize::from(code)).copied().unwrap_or(NONE);
+    let found = TABLE.get(usize::from(first)).ok_or(Missing::Code)?;
     if found.action.is_none() {
         return if found.is_offered(thin) {
             Ok(found)
@@ -299,6 +305,7 @@ pub(super) fn find(code: u8, action: u8, thin: bool) -> Result<&'static Operatio
             Err(Missing::Code)
         };
     }
+    let rows = TABLE.get(usize::from(first)..).unwrap_or(&[]);
     rows.iter()
         .take_while(|row| row.code == code)
         .find(|row| row.action == Some(action))
