@@ -12,6 +12,7 @@ use super::target::{Call, Job, Luns, Missing, Sense, Status, Step, Transfer, Wel
 use super::tasks::{Extra, Task};
 use super::wire::{self, Code, Fresh, Head, Header, Lister, REQUEST, RESPONSE};
 use crate::bdev::{Op, Request};
+use crate::stats::latency::Ages;
 use crate::vring::{Chain, Format, Keep, RingOf, Taken};
 
 /// A command as it came, with the sizes of its parts in bytes.
@@ -153,7 +154,7 @@ impl Work {
             cdb: self.face.sizes.cdb(),
             sense: self.face.sizes.sense(),
         };
-        self.now = Instant::now();
+        self.ages = Ages::until(Instant::now());
         let domain = Arc::clone(&self.domain);
         for place in 0..count {
             let Some(chain) = ring.chains().get(place).copied() else {
@@ -331,7 +332,7 @@ impl Work {
         } = transfer;
         let number = self.tasks.put(Task {
             chain: *arrived.chain,
-            at: self.now,
+            at: self.ages.now(),
             tag: arrived.header.tag,
             seat: seat.number,
             room: arrived.room(),
@@ -377,7 +378,7 @@ impl Work {
         });
         let number = self.tasks.put(Task {
             chain: *arrived.chain,
-            at: self.now,
+            at: self.ages.now(),
             tag: arrived.header.tag,
             seat: seat.number,
             room: arrived.room(),

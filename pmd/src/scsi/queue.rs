@@ -17,6 +17,7 @@ use super::tasks::{Tasks, lists};
 use super::ways::Ways;
 use crate::bdev::Done;
 use crate::queue::StorageQueue;
+use crate::stats::latency::Ages;
 use crate::vring::{AnyRing, Chain, Moved, SetupError, with};
 use crate::wake::{Kicks, Mode, Quiet, Waker, Watch};
 
@@ -66,7 +67,7 @@ pub(super) struct Work {
     /// Long jobs shall not go on.
     pub(super) draining: bool,
     /// The last look at the clock: at each burst that is taken, and each that is done.
-    pub(super) now: Instant,
+    pub(super) ages: Ages,
 }
 
 impl Prepared {
@@ -91,7 +92,7 @@ impl Prepared {
                 over: Vec::with_capacity(BURST),
                 orders: Vec::new(),
                 draining: false,
-                now: Instant::now(),
+                ages: Ages::until(Instant::now()),
             })),
         };
         Ok(Self(Queue { served, kind }))

@@ -13,6 +13,7 @@ use super::target::{Action, Alone, Answer, Desk, Next, Reservations, Transfer};
 use super::tasks::{Extra, Moves, Waits};
 use super::wire::{self, Code, Kept, RESPONSE};
 use crate::bdev::{Data, IoError, Op, Request};
+use crate::stats::latency::Ages;
 
 impl Work {
     /// Sends a request of task `number`, or has it wait until it can be sent.
@@ -92,7 +93,7 @@ impl Work {
         let mut done = std::mem::take(&mut self.done);
         self.ways.reap(&mut done);
         if !done.is_empty() {
-            self.now = Instant::now();
+            self.ages = Ages::until(Instant::now());
         }
         for one in done.drain(..) {
             if let Ok(number) = u16::try_from(one.token) {
@@ -137,16 +138,11 @@ impl Work {
             wire::write(list.tail(), 0, &head);
         }
         self.tasks.put_list(list);
+        let nanos = self.ages.nanos(task.at);
         if let Some(stats) = self.stats() {
-            stats.moved(task.write, task.len, self.since(task.at));
+            stats.moved(task.write, task.len, nanos);
         }
         self.over.push((task.chain, task.chain.write_len()));
-    }
-
-    /// Nanoseconds from `at` to the last look at the clock.
-    #[inline]
-    fn since(&self, at: Instant) -> u64 {
-        self.now.saturating_duration_since(at).as_nanos() as u64
     }
 
     /// A step of a job is done, or a command has failed, or must end.
@@ -367,13 +363,14 @@ impl Work {
             wire::write(list.tail(), RESPONSE, sense.get(..len).unwrap_or_default());
             self.tasks.put_list(list);
         }
+        let nanos = self.ages.nanos(task.at);
         if let Some(stats) = self.stats() {
             match (task.ends, &extra.job, moved > 0) {
                 (Some(_), ..) => stats.aborted.add(1),
-                (None, None, true) => stats.moved(task.write, task.len, self.since(task.at)),
+                (None, None, true) => stats.moved(task.write, task.len, nanos),
                 (None, ..) => {
                     stats.answered(answer);
-                    stats.took(OTHER, self.since(task.at));
+                    stats.took(OTHER, nanos);
                 }
             }
         }
