@@ -7,7 +7,6 @@ use vvu::memory::{Scatter, copy};
 
 use super::domain::{Address, Domain, Seat, Target};
 use super::queue::{BURST, Work};
-use super::stats::QueueStats;
 use super::target::{Call, Job, Luns, Missing, Sense, Status, Step, Transfer, WellKnown};
 use super::tasks::{Extra, Task};
 use super::wire::{self, Code, Fresh, Head, Header, Lister, REQUEST, RESPONSE};
@@ -101,7 +100,7 @@ impl Work {
         }
         self.ways.submit();
         if !self.ways.is_quiet() {
-            self.reap();
+            count += self.reap(ring);
             self.ways.submit();
         }
         for (chain, len) in self.over.drain(..) {
@@ -179,10 +178,6 @@ impl Work {
         ring.keep_all();
     }
 
-    pub(super) fn stats(&self) -> Option<&QueueStats> {
-        self.face.queue_stats(self.index)
-    }
-
     /// Looks at a chain. `None` if nobody could answer it.
     #[inline]
     fn arrive<'a>(
@@ -197,9 +192,7 @@ impl Work {
             chain.write_len().checked_sub(response),
         );
         let (Some(data_out), Some(data_in)) = sizes else {
-            if let Some(stats) = self.stats() {
-                stats.malformed.add(1);
-            }
+            self.stats.malformed.add(1);
             return None;
         };
         let first = taken.readable(chain).next();
@@ -278,11 +271,9 @@ impl Work {
     /// Answers what never came to a unit, or not in time.
     #[cold]
     fn misdirected(&self, arrived: &Arrived<'_>, code: Code) -> u32 {
-        if let Some(stats) = self.stats() {
-            match code {
-                Code::Aborted | Code::Reset => stats.aborted.add(1),
-                _ => stats.misdirected.add(1),
-            }
+        match code {
+            Code::Aborted | Code::Reset => self.stats.aborted.add(1),
+            _ => self.stats.misdirected.add(1),
         }
         arrived.respond(0, code, &[], &[])
     }
@@ -292,9 +283,7 @@ impl Work {
         let Step::Done(answer) = step else {
             return self.misdirected(arrived, Code::Overrun);
         };
-        if let Some(stats) = self.stats() {
-            stats.answered(&answer);
-        }
+        self.stats.answered(&answer);
         let sense = answer.sense.map(|sense| sense_bytes(seat, &sense));
         let sense = sense.unwrap_or_default();
         arrived.respond(answer.status as u8, Code::Ok, &sense, &answer.data)
@@ -303,9 +292,7 @@ impl Work {
     /// The unit's place is still taken by one that was there before: it will not be for long.
     #[cold]
     fn busy(&self, arrived: &Arrived<'_>) -> u32 {
-        if let Some(stats) = self.stats() {
-            stats.refused.add(1);
-        }
+        self.stats.refused.add(1);
         arrived.respond(Status::Busy as u8, Code::Ok, &[], &[])
     }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
 use vvu::memory::{MemTable, Scatter};
 use vvu::notify::Call;
 use vvu::virtio::Vring;
@@ -13,6 +14,7 @@ use super::domain::Domain;
 use super::events::{self, EventQueue};
 use super::face::{FIRST_REQUEST, Face, Letter, Note, Order};
 use super::served::Served;
+use super::stats::QueueStats;
 use super::tasks::{Tasks, lists};
 use super::ways::Ways;
 use crate::bdev::Done;
@@ -53,6 +55,7 @@ enum Kind {
 pub(super) struct Work {
     pub(super) face: Arc<Face>,
     pub(super) index: u16,
+    pub(super) stats: Arc<CachePadded<QueueStats>>,
     pub(super) domain: Arc<Domain>,
     pub(super) version: u64,
     pub(super) ways: Ways,
@@ -83,6 +86,7 @@ impl Prepared {
                 domain: face.domain(),
                 // Looks again at the first burst.
                 version: face.version().wrapping_sub(1),
+                stats: face.queue_stats(index).cloned().unwrap_or_default(),
                 face,
                 index,
                 ways: Ways::new(waker),

@@ -14,6 +14,7 @@ use super::tasks::{Extra, Moves, Waits};
 use super::wire::{self, Code, Kept, RESPONSE};
 use crate::bdev::{Data, IoError, Op, Request};
 use crate::stats::latency::Ages;
+use crate::vring::{Chain, Format, RingOf};
 
 impl Work {
     /// Sends a request of task `number`, or has it wait until it can be sent.
@@ -87,24 +88,57 @@ impl Work {
         }
     }
 
-    /// Takes what the disks have done.
+    /// Takes what the disks have done. Returns how many chains were given back for that.
     #[inline(never)]
-    pub(super) fn reap(&mut self) {
+    pub(super) fn reap<F: Format>(&mut self, ring: &mut RingOf<F>) -> usize {
         let mut done = std::mem::take(&mut self.done);
         self.ways.reap(&mut done);
         if !done.is_empty() {
             self.ages = Ages::until(Instant::now());
         }
+        let mut count = 0;
         for one in done.drain(..) {
-            if let Ok(number) = u16::try_from(one.token) {
-                self.done(number, one.result, one.data);
+            let Ok(number) = u16::try_from(one.token) else {
+                continue;
+            };
+            match (one.result, one.data) {
+                (Ok(()), Some(list)) if self.tasks.only_moves(number) => {
+                    if let Some(chain) = self.moved(number, list) {
+                        ring.give_back_kept(&chain, chain.write_len());
+                        count += 1;
+                    }
+                }
+                (result, data) => self.done(number, result, data),
             }
         }
         self.done = done;
+        count
+    }
+
+    /// Command `number` only moved its data, and did so: nearly all end here. Returns its chain, which
+    /// is answered.
+    #[inline]
+    fn moved(&mut self, number: u16, list: Box<Scatter>) -> Option<Chain> {
+        let task = self.tasks.take(number)?;
+        if let Some(way) = self.ways.get(task.seat) {
+            if task.inside {
+                way.lane.leave();
+            }
+            way.leave();
+        }
+        let head = wire::response(0, task.room - task.len, 0, Code::Ok);
+        let first = list.tail().next();
+        if !first.is_some_and(|place| copy::write_array(head, place)) {
+            wire::write(list.tail(), 0, &head);
+        }
+        self.tasks.put_list(list);
+        let nanos = self.ages.nanos(task.at);
+        self.stats.moved(task.write, task.len, nanos);
+        Some(task.chain)
     }
 
     /// The disk has answered a request of task `number`.
-    #[inline]
+    #[cold]
     fn done(&mut self, number: u16, result: Result<(), IoError>, data: Data) {
         let Some(task) = self.tasks.get(number) else {
             return;
@@ -115,34 +149,7 @@ impl Work {
         {
             way.lane.leave();
         }
-        if task.extra.is_none() && result.is_ok() {
-            self.moved(number, data);
-        } else {
-            self.went(number, result, data);
-        }
-    }
-
-    /// A command that only moved its data did so: nearly all end here.
-    #[inline]
-    fn moved(&mut self, number: u16, data: Data) {
-        let Some(task) = self.tasks.take(number) else {
-            return;
-        };
-        self.ways.leave(task.seat);
-        let Some(list) = data else {
-            return;
-        };
-        let head = wire::response(0, task.room - task.len, 0, Code::Ok);
-        let first = list.tail().next();
-        if !first.is_some_and(|place| copy::write_array(head, place)) {
-            wire::write(list.tail(), 0, &head);
-        }
-        self.tasks.put_list(list);
-        let nanos = self.ages.nanos(task.at);
-        if let Some(stats) = self.stats() {
-            stats.moved(task.write, task.len, nanos);
-        }
-        self.over.push((task.chain, task.chain.write_len()));
+        self.went(number, result, data);
     }
 
     /// A step of a job is done, or a command has failed, or must end.
@@ -338,8 +345,10 @@ impl Work {
         };
         let extra = *task.extra.take().unwrap_or_default();
         self.held.retain(|held| *held != number);
-        let seat = self.ways.get(task.seat).map(|way| Arc::clone(&way.seat));
-        self.ways.leave(task.seat);
+        let seat = self.ways.get(task.seat).map(|way| {
+            way.leave();
+            Arc::clone(&way.seat)
+        });
         let sense = answer.sense.map(|sense| sense_bytes(seat.as_ref(), &sense));
         let sense = sense.unwrap_or_default();
         let moved = match (&extra.job, *answer == Answer::GOOD) {
@@ -364,14 +373,12 @@ impl Work {
             self.tasks.put_list(list);
         }
         let nanos = self.ages.nanos(task.at);
-        if let Some(stats) = self.stats() {
-            match (task.ends, &extra.job, moved > 0) {
-                (Some(_), ..) => stats.aborted.add(1),
-                (None, None, true) => stats.moved(task.write, task.len, nanos),
-                (None, ..) => {
-                    stats.answered(answer);
-                    stats.took(OTHER, nanos);
-                }
+        match (task.ends, &extra.job, moved > 0) {
+            (Some(_), ..) => self.stats.aborted.add(1),
+            (None, None, true) => self.stats.moved(task.write, task.len, nanos),
+            (None, ..) => {
+                self.stats.answered(answer);
+                self.stats.took(OTHER, nanos);
             }
         }
         self.over.push((task.chain, task.chain.write_len()));

@@ -168,6 +168,15 @@ impl Tasks {
         self.slots.get_mut(usize::from(number))?.task.as_mut()
     }
 
+    /// Whether there is a task `number` that moves its data, has nothing else to do and need not end
+    /// otherwise.
+    #[inline]
+    pub(super) fn only_moves(&self, number: u16) -> bool {
+        let slot = self.slots.get(usize::from(number));
+        let task = slot.and_then(|slot| slot.task.as_ref());
+        task.is_some_and(|task| task.extra.is_none())
+    }
+
     /// What tells task `number` apart from those that had its place before.
     pub(super) fn serial(&self, number: u16) -> Option<u64> {
         let slot = self.slots.get(usize::from(number))?;

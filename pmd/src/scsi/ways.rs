@@ -51,6 +51,12 @@ impl Way {
             State::Failed => Some(false),
         }
     }
+
+    /// A task needs it no more.
+    #[inline]
+    pub(super) fn leave(&mut self) {
+        self.tasks = self.tasks.saturating_sub(1);
+    }
 }
 
 impl Ways {
@@ -94,14 +100,6 @@ impl Ways {
             self.open(seat, mailbox);
         }
         self.rejoin(seat)
-    }
-
-    /// A task needs the way no more.
-    #[inline]
-    pub(super) fn leave(&mut self, number: u32) {
-        if let Some(way) = self.get(number) {
-            way.tasks = way.tasks.saturating_sub(1);
-        }
     }
 
     /// Opens a channel, on a thread of its own: that may take long.
