@@ -7,9 +7,9 @@ use vvu::memory::{Scatter, copy};
 
 use super::domain::{Address, Domain, Seat, Target};
 use super::queue::{BURST, Work};
-use super::target::{Call, Job, Luns, Missing, Sense, Status, Step, Transfer, WellKnown};
+use super::target::{Call, DataOut, Job, Luns, Missing, Sense, Status, Step, Transfer, WellKnown};
 use super::tasks::{Extra, Task};
-use super::wire::{self, Code, Fresh, Head, Header, Lister, REQUEST, RESPONSE};
+use super::wire::{self, Code, Head, Header, Lister, REQUEST, RESPONSE};
 use crate::bdev::{Op, Request};
 use crate::stats::latency::Ages;
 use crate::vring::{Chain, Format, Keep, RingOf, Taken};
@@ -32,14 +32,6 @@ impl<'a> Arrived<'a> {
         let len = (self.request - REQUEST) as usize;
         let cdb = &self.header.cdb;
         cdb.get(..len).unwrap_or(cdb)
-    }
-
-    fn sent(&self) -> Fresh<'a> {
-        Fresh {
-            taken: self.taken,
-            chain: self.chain,
-            skip: self.request,
-        }
     }
 
     /// Room for data of the only kind that it has.
@@ -76,6 +68,14 @@ impl<'a> Arrived<'a> {
             keep.write = data(self.response);
         }
         keep
+    }
+}
+
+/// The data that it brings, while its chain is taken.
+impl DataOut for Arrived<'_> {
+    fn read_at(&self, at: u64, into: &mut [u8]) -> bool {
+        let skip = at.saturating_add(self.request.into());
+        wire::read(self.taken.readable(self.chain), skip, into) == into.len()
     }
 }
 
@@ -224,7 +224,7 @@ impl Work {
             cdb: arrived.cdb(),
             data_in: arrived.data_in.into(),
             data_out: arrived.data_out.into(),
-            out: &arrived.sent(),
+            out: arrived,
             luns: &target.luns,
         };
         let Some(seat) = target.seat(address.lun) else {
@@ -262,7 +262,7 @@ impl Work {
             cdb: arrived.cdb(),
             data_in: arrived.data_in.into(),
             data_out: arrived.data_out.into(),
-            out: &arrived.sent(),
+            out: arrived,
             luns: &Luns::default(),
         });
         self.at_once(arrived, step, None)
@@ -279,6 +279,7 @@ impl Work {
     }
 
     /// Answers what has ended already.
+    #[inline(never)]
     fn at_once(&self, arrived: &Arrived<'_>, step: Step, seat: Option<&Arc<Seat>>) -> u32 {
         let Step::Done(answer) = step else {
             return self.misdirected(arrived, Code::Overrun);
@@ -304,9 +305,13 @@ impl Work {
         seat: &Arc<Seat>,
         transfer: Transfer,
     ) -> Option<u32> {
-        if !self.join(seat) {
-            return Some(self.busy(arrived));
-        }
+        let way = match self.ways.rejoin(seat) {
+            Some(way) => way,
+            None => match self.ways.join(seat, &self.face, self.index) {
+                Some(way) => way,
+                None => return Some(self.busy(arrived)),
+            },
+        };
         // There is one for each chain: no more were taken.
         let mut list = self.tasks.list()?;
         let keep = arrived.keep(transfer);
@@ -317,6 +322,7 @@ impl Work {
             len,
             fua,
         } = transfer;
+        let sent = way.is_open() == Some(true) && (!write || way.lane.enter());
         let number = self.tasks.put(Task {
             chain: *arrived.chain,
             at: self.ages.now(),
@@ -325,8 +331,8 @@ impl Work {
             room: arrived.room(),
             len: len as u32,
             write,
-            inside: false,
-            in_flight: false,
+            inside: sent && write,
+            in_flight: sent,
             ends: None,
             extra: None,
         })?;
@@ -339,14 +345,20 @@ impl Work {
             data: Some(list),
             fua,
         };
-        self.send(number, request);
+        if sent {
+            if way.push(request) {
+                self.ways.touch(seat.number);
+            }
+        } else {
+            self.send(number, request);
+        }
         None
     }
 
     /// Begins a command that takes several steps.
     #[cold]
     fn job(&mut self, arrived: &Arrived<'_>, seat: &Arc<Seat>, job: Job) -> Option<u32> {
-        if !self.join(seat) {
+        if self.ways.join(seat, &self.face, self.index).is_none() {
             return Some(self.busy(arrived));
         }
         let mut sent = self.tasks.list()?;
@@ -383,15 +395,6 @@ impl Work {
         })?;
         self.run(number, Ok(()));
         None
-    }
-
-    #[inline]
-    fn join(&mut self, seat: &Arc<Seat>) -> bool {
-        if self.ways.rejoin(seat) {
-            return true;
-        }
-        let mailbox = self.face.board().mailbox(self.index);
-        self.ways.join(seat, mailbox.as_ref())
     }
 }
 

@@ -10,15 +10,14 @@ use super::face::{Letter, Note};
 use super::queue::Work;
 use super::stats::OTHER;
 use super::target::{Action, Alone, Answer, Desk, Next, Reservations, Transfer};
-use super::tasks::{Extra, Moves, Waits};
+use super::tasks::{Extra, Moves, Task, Waits};
 use super::wire::{self, Code, Kept, RESPONSE};
 use crate::bdev::{Data, IoError, Op, Request};
 use crate::stats::latency::Ages;
-use crate::vring::{Chain, Format, RingOf};
+use crate::vring::{Format, RingOf};
 
 impl Work {
     /// Sends a request of task `number`, or has it wait until it can be sent.
-    #[inline]
     pub(super) fn send(&mut self, number: u16, request: Request) {
         let Some(task) = self.tasks.get(number) else {
             return;
@@ -34,7 +33,9 @@ impl Work {
             _ => return self.hold(number, Waits::Send(request)),
         }
         task.in_flight = true;
-        self.ways.push(task.seat, request);
+        if way.push(request) {
+            self.ways.touch(task.seat);
+        }
     }
 
     /// There is no channel, and there will be none.
@@ -101,25 +102,28 @@ impl Work {
             let Ok(number) = u16::try_from(one.token) else {
                 continue;
             };
-            match (one.result, one.data) {
-                (Ok(()), Some(list)) if self.tasks.only_moves(number) => {
-                    if let Some(chain) = self.moved(number, list) {
-                        ring.give_back_kept(&chain, chain.write_len());
-                        count += 1;
-                    }
+            let good = one.result.is_ok() && one.data.is_some();
+            let plain = if good {
+                self.tasks.take_plain(number)
+            } else {
+                None
+            };
+            match (plain, one.data) {
+                (Some(task), Some(list)) => {
+                    self.moved(&task, list);
+                    ring.give_back_kept(&task.chain, task.chain.write_len());
+                    count += 1;
                 }
-                (result, data) => self.done(number, result, data),
+                (_, data) => self.done(number, one.result, data),
             }
         }
         self.done = done;
         count
     }
 
-    /// Command `number` only moved its data, and did so: nearly all end here. Returns its chain, which
-    /// is answered.
+    /// Answers a command that only moved its data, and did so, as nearly all do.
     #[inline]
-    fn moved(&mut self, number: u16, list: Box<Scatter>) -> Option<Chain> {
-        let task = self.tasks.take(number)?;
+    fn moved(&mut self, task: &Task, list: Box<Scatter>) {
         if let Some(way) = self.ways.get(task.seat) {
             if task.inside {
                 way.lane.leave();
@@ -134,7 +138,6 @@ impl Work {
         self.tasks.put_list(list);
         let nanos = self.ages.nanos(task.at);
         self.stats.moved(task.write, task.len, nanos);
-        Some(task.chain)
     }
 
     /// The disk has answered a request of task `number`.

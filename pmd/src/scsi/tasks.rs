@@ -168,13 +168,13 @@ impl Tasks {
         self.slots.get_mut(usize::from(number))?.task.as_mut()
     }
 
-    /// Whether there is a task `number` that moves its data, has nothing else to do and need not end
-    /// otherwise.
+    /// Task `number` has ended, if it only moved its data and need not end otherwise.
     #[inline]
-    pub(super) fn only_moves(&self, number: u16) -> bool {
-        let slot = self.slots.get(usize::from(number));
-        let task = slot.and_then(|slot| slot.task.as_ref());
-        task.is_some_and(|task| task.extra.is_none())
+    pub(super) fn take_plain(&mut self, number: u16) -> Option<Task> {
+        let place = &mut self.slots.get_mut(usize::from(number))?.task;
+        let task = place.take_if(|task| task.extra.is_none())?;
+        self.free.push(number);
+        Some(task)
     }
 
     /// What tells task `number` apart from those that had its place before.

@@ -3,7 +3,6 @@
 use vvu::memory::{VolatileSlice, copy};
 
 use super::target::{DataOut, MAX_CDB, MAX_LUN, WellKnown};
-use crate::vring::{Chain, Taken};
 use vvu::memory::Scatter;
 
 /// Length of a request before its CDB.
@@ -164,21 +163,6 @@ pub(super) fn write<'m>(
             bytes = bytes.get(written..).unwrap_or_default();
         }
         skip = skip.saturating_sub(piece.len());
-    }
-}
-
-/// The data that a chain brings, while it is taken.
-pub(super) struct Fresh<'a> {
-    pub(super) taken: &'a Taken,
-    pub(super) chain: &'a Chain,
-    /// What comes before them.
-    pub(super) skip: u32,
-}
-
-impl DataOut for Fresh<'_> {
-    fn read_at(&self, at: u64, into: &mut [u8]) -> bool {
-        let skip = at.saturating_add(self.skip.into());
-        read(self.taken.readable(self.chain), skip, into) == into.len()
     }
 }
 
