@@ -138,7 +138,8 @@ impl Work {
         if count > 0 {
             // Whatever the driver knew when it made the chains available is known here, too.
             self.keep_up();
-            self.begin_all(ring, count);
+            self.begin_all(ring.taken());
+            ring.keep_all();
         }
         if !self.orders.is_empty() && count < most {
             // All that came before the orders was taken by now.
@@ -147,20 +148,17 @@ impl Work {
         count
     }
 
+    /// Begins what all chains ask for.
     #[inline]
-    fn begin_all<F: Format>(&mut self, ring: &mut RingOf<F>, count: usize) {
+    fn begin_all(&mut self, taken: &Taken) {
         let lengths = Lengths {
             cdb: self.face.sizes.cdb(),
             sense: self.face.sizes.sense(),
         };
         self.ages = Ages::until(Instant::now());
         let domain = Arc::clone(&self.domain);
-        for place in 0..count {
-            let Some(chain) = ring.chains().get(place).copied() else {
-                break;
-            };
-            let taken = ring.taken();
-            let written = match self.arrive(taken, &chain, lengths) {
+        for chain in taken.chains() {
+            let written = match self.arrive(taken, chain, lengths) {
                 Some(arrived) => {
                     let address = Address::parse(arrived.header.lun);
                     let target = address.and_then(|at| domain.target(at.target));
@@ -172,10 +170,9 @@ impl Work {
                 None => Some(0),
             };
             if let Some(len) = written {
-                self.over.push((chain, len));
+                self.over.push((*chain, len));
             }
         }
-        ring.keep_all();
     }
 
     /// Looks at a chain. `None` if nobody could answer it.
@@ -210,7 +207,7 @@ impl Work {
     }
 
     /// Begins a command. Returns how many bytes were written if it has ended already.
-    #[inline]
+    #[inline(always)]
     fn begin(&mut self, arrived: &Arrived<'_>, address: Address, target: &Target) -> Option<u32> {
         if !self.orders.is_empty()
             && let Some(code) = self.ordered(address, arrived.header.tag)
@@ -228,14 +225,19 @@ impl Work {
             luns: &target.luns,
         };
         let Some(seat) = target.seat(address.lun) else {
-            let step = Missing.execute(&call);
-            return Some(self.at_once(arrived, step, None));
+            return Some(self.missing(arrived, &call));
         };
         match seat.nexus.execute(&call) {
             Step::Move(transfer) => self.transfer(arrived, seat, transfer),
             Step::Job(job) => self.job(arrived, seat, job),
             step => Some(self.at_once(arrived, step, Some(seat))),
         }
+    }
+
+    /// Answers what is for no unit of a target.
+    #[cold]
+    fn missing(&self, arrived: &Arrived<'_>, call: &Call<'_>) -> u32 {
+        self.at_once(arrived, Missing.execute(call), None)
     }
 
     /// Answers what is for no target's unit: for the well known one, or for nobody.

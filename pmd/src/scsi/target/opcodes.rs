@@ -78,12 +78,12 @@ pub(super) struct Operation {
     pub(super) moves: Moves,
     /// Length in bytes.
     pub(super) len: u8,
-    /// Bits that are looked at: so many bytes of them.
-    inside: u128,
-    /// Of those, the ones that may be set; the operation code and service action as they are.
+    /// Bits that may be set; the operation code and service action as they are.
     usage: u128,
     /// Of those, the ones that only make sense if blocks can be unmapped.
     thin: u128,
+    /// Bits that may not be set if blocks cannot be unmapped, and if they can.
+    wrong: [u128; 2],
     /// It works only if blocks can be unmapped.
     needs_thin: bool,
     /// Flags of a nexus ([`flags`]) that it may not be done with.
@@ -110,18 +110,26 @@ impl Operation {
             access: Access::Free,
             moves: Moves::Nothing,
             len: usage.len() as u8,
-            inside: !0 << (128 - 8 * usage.len()),
             usage: pack(usage),
             thin: 0,
+            wrong: [0; 2],
             needs_thin: false,
             stops: flags::ATTENTIONS,
         }
+        .judged()
+    }
+
+    /// Makes ready what a CDB is judged by.
+    const fn judged(mut self) -> Self {
+        let inside = !0 << (128 - 8 * self.len as u32);
+        self.wrong = [inside & !self.usage(false), inside & !self.usage(true)];
+        self
     }
 
     const fn action(mut self, action: u8) -> Self {
         self.action = Some(action);
         self.usage |= (action as u128) << 112;
-        self
+        self.judged()
     }
 
     const fn access(mut self, access: Access) -> Self {
@@ -172,7 +180,7 @@ impl Operation {
 
     const fn thin(mut self, usage: &[u8]) -> Self {
         self.thin = pack(usage);
-        self
+        self.judged()
     }
 
     const fn needs_thin(mut self) -> Self {
@@ -186,8 +194,7 @@ impl Operation {
     }
 
     /// CDB USAGE DATA, all 16 bytes of them.
-    #[inline]
-    fn usage(&self, thin: bool) -> u128 {
+    const fn usage(&self, thin: bool) -> u128 {
         self.usage & if thin { !0 } else { !self.thin }
     }
 
@@ -201,7 +208,8 @@ impl Operation {
     /// The first bit of `cdb` that may not be set: byte and bit.
     #[inline]
     pub(super) fn misused(&self, cdb: Cdb, thin: bool) -> Option<(u16, u8)> {
-        let wrong = cdb.0 & self.inside & !self.usage(thin);
+        let [fixed, thinned] = self.wrong;
+        let wrong = cdb.0 & if thin { thinned } else { fixed };
         if wrong == 0 {
             return None;
         }
