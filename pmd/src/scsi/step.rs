@@ -11,6 +11,7 @@ use super::queue::Work;
 use super::stats::OTHER;
 use super::target::{Action, Alone, Answer, Desk, Next, Reservations, Transfer};
 use super::tasks::{Extra, Moves, Task, Waits};
+use super::ways::Ways;
 use super::wire::{self, Code, Kept, RESPONSE};
 use crate::bdev::{Data, IoError, Op, Request};
 use crate::stats::latency::Ages;
@@ -102,42 +103,24 @@ impl Work {
             let Ok(number) = u16::try_from(one.token) else {
                 continue;
             };
-            let good = one.result.is_ok() && one.data.is_some();
-            let plain = if good {
-                self.tasks.take_plain(number)
-            } else {
-                None
-            };
-            match (plain, one.data) {
-                (Some(task), Some(list)) => {
-                    self.moved(&task, list);
+            let Self {
+                tasks, ways, ages, ..
+            } = self;
+            match (one.result, one.data, tasks.plain(number)) {
+                (Ok(()), Some(list), Some(task)) => {
+                    moved(task, &list, ways);
+                    let nanos = ages.nanos(task.at);
+                    self.stats.moved(task.write, task.len, nanos);
                     ring.give_back_kept(&task.chain, task.chain.write_len());
                     count += 1;
+                    tasks.end(number);
+                    tasks.put_list(list);
                 }
-                (_, data) => self.done(number, one.result, data),
+                (result, data, _) => self.done(number, result, data),
             }
         }
         self.done = done;
         count
-    }
-
-    /// Answers a command that only moved its data, and did so, as nearly all do.
-    #[inline]
-    fn moved(&mut self, task: &Task, list: Box<Scatter>) {
-        if let Some(way) = self.ways.get(task.seat) {
-            if task.inside {
-                way.lane.leave();
-            }
-            way.leave();
-        }
-        let head = wire::response(0, task.room - task.len, 0, Code::Ok);
-        let first = list.tail().next();
-        if !first.is_some_and(|place| copy::write_array(head, place)) {
-            wire::write(list.tail(), 0, &head);
-        }
-        self.tasks.put_list(list);
-        let nanos = self.ages.nanos(task.at);
-        self.stats.moved(task.write, task.len, nanos);
     }
 
     /// The disk has answered a request of task `number`.
@@ -385,6 +368,22 @@ impl Work {
             }
         }
         self.over.push((task.chain, task.chain.write_len()));
+    }
+}
+
+/// Answers a command that only moved its data, and did so, as nearly all do.
+#[inline]
+fn moved(task: &Task, list: &Scatter, ways: &mut Ways) {
+    if let Some(way) = ways.get(task.seat) {
+        if task.inside {
+            way.lane.leave();
+        }
+        way.leave();
+    }
+    let head = wire::response(0, task.room - task.len, 0, Code::Ok);
+    let first = list.tail().next();
+    if !first.is_some_and(|place| copy::write_array(head, place)) {
+        wire::write(list.tail(), 0, &head);
     }
 }
 

@@ -168,13 +168,17 @@ impl Tasks {
         self.slots.get_mut(usize::from(number))?.task.as_mut()
     }
 
-    /// Task `number` has ended, if it only moved its data and need not end otherwise.
+    /// Task `number`, if it only moves its data and need not end otherwise.
     #[inline]
-    pub(super) fn take_plain(&mut self, number: u16) -> Option<Task> {
-        let place = &mut self.slots.get_mut(usize::from(number))?.task;
-        let task = place.take_if(|task| task.extra.is_none())?;
-        self.free.push(number);
-        Some(task)
+    pub(super) fn plain(&self, number: u16) -> Option<&Task> {
+        let task = self.slots.get(usize::from(number))?.task.as_ref()?;
+        task.extra.is_none().then_some(task)
+    }
+
+    /// Task `number` has ended.
+    #[inline]
+    pub(super) fn end(&mut self, number: u16) {
+        self.take(number);
     }
 
     /// What tells task `number` apart from those that had its place before.
@@ -183,7 +187,7 @@ impl Tasks {
         slot.task.as_ref().map(|_| slot.serial)
     }
 
-    /// Task `number` has ended.
+    /// Task `number` has ended, and is wanted.
     #[inline]
     pub(super) fn take(&mut self, number: u16) -> Option<Task> {
         let task = self.slots.get_mut(usize::from(number))?.task.take()?;
