@@ -123,8 +123,10 @@ impl Work {
     fn refresh(&mut self) {
         // The version first: a change in between is seen the next time.
         self.version = self.face.version();
-        self.domain = self.face.domain();
-        if self.ways.prune(&self.domain) {
+        let domain = self.face.domain();
+        let needed = self.ways.prune(&domain);
+        self.domain = Some(domain);
+        if needed {
             // Looks again.
             self.version = self.version.wrapping_sub(1);
         }
@@ -156,7 +158,9 @@ impl Work {
             sense: self.face.sizes.sense(),
         };
         self.ages = Ages::until(Instant::now());
-        let domain = Arc::clone(&self.domain);
+        let Some(domain) = self.domain.take() else {
+            return;
+        };
         for chain in taken.chains() {
             let written = match self.arrive(taken, chain, lengths) {
                 Some(arrived) => {
@@ -173,6 +177,7 @@ impl Work {
                 self.over.push((*chain, len));
             }
         }
+        self.domain = Some(domain);
     }
 
     /// Looks at a chain. `None` if nobody could answer it.

@@ -186,9 +186,15 @@ impl Ways {
         self.touched.push(number);
     }
 
-    /// Submits what was pushed.
+    /// Submits what was pushed, if anything was.
     #[inline]
     pub(super) fn submit(&mut self) {
+        if !self.touched.is_empty() {
+            self.submit_all();
+        }
+    }
+
+    fn submit_all(&mut self) {
         let Self {
             list,
             touched,
