@@ -153,13 +153,14 @@ pub(crate) fn run(blk: &Blk) -> anyhow::Result<()> {
     if !blk.readonly {
         refuse_twice(blk.disks.iter()).map_err(anyhow::Error::msg)?;
     }
-    let shutdown = Shutdown::new()?;
     let (cpus, polling) = (blk.serving.cpus()?, blk.serving.poll.into());
     let workers = BlkWorkers::new(&cpus, polling).context("cannot start the workers")?;
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     for disk in &blk.disks {
         disks.push(disk.open(blk.readonly, PATIENCE)?);
     }
+    // Until here, where it may have waited for a disk, a signal ends the program at once.
+    let shutdown = Shutdown::new()?;
     let mut faces = Vec::new();
     let mut sessions = Vec::new();
     for (port, place) in blk.ports.iter().zip(places) {

@@ -318,7 +318,6 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
         );
     }
     check(scsi.luns.iter(), scsi.ports.len(), scsi.readonly)?;
-    let shutdown = Shutdown::new()?;
     let (cpus, polling) = (scsi.serving.cpus()?, scsi.serving.poll.into());
     let workers = ScsiWorkers::new(&cpus, polling).context("cannot start the workers")?;
     let face = |port: &ScsiPort| {
@@ -344,6 +343,8 @@ pub(crate) fn run(scsi: &Scsi) -> anyhow::Result<()> {
     }
     units.read(&faces)?;
     units.patience = SHORT_PATIENCE;
+    // Until here, where it may have waited for a disk, a signal ends the program at once.
+    let shutdown = Shutdown::new()?;
     let mut sessions = Vec::new();
     for (port, face) in scsi.ports.iter().zip(&faces) {
         let device = ScsiDevice::new(Arc::clone(face), Arc::clone(&workers));

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -56,19 +57,24 @@ impl Served {
         }
     }
 
-    /// Waits until a line of the log has all these words.
     #[track_caller]
     fn says(&self, words: &[&str]) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let log = std::fs::read_to_string(&self.log).unwrap();
-            let mut lines = log.lines();
-            if lines.any(|line| words.iter().all(|word| line.contains(word))) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "nothing of {words:?}: {log}");
-            std::thread::sleep(Duration::from_millis(20));
+        says(&self.log, words);
+    }
+}
+
+/// Waits until a line of the log has all these words.
+#[track_caller]
+fn says(log: &str, words: &[&str]) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let log = std::fs::read_to_string(log).unwrap();
+        let mut lines = log.lines();
+        if lines.any(|line| words.iter().all(|word| line.contains(word))) {
+            return;
         }
+        assert!(Instant::now() < deadline, "nothing of {words:?}: {log}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -147,6 +153,27 @@ fn a_unit_of_a_list_comes_when_its_file_is_free() {
     served.says(&["unit added", "lun=1", &image]);
     let verify = ["scsi", "--lun", "1", "verify", "--count", "100"];
     job(&served.socket, &verify);
+}
+
+#[test]
+fn who_waits_for_a_file_can_be_told_to_end() {
+    let scratch = Scratch::new("waiting");
+    let (image, log) = (scratch.path("image"), scratch.path("log"));
+    File::create(&image).unwrap().set_len(MIB).unwrap();
+    let holder = File::open(&image).unwrap();
+    rustix::fs::flock(&holder, FlockOperation::LockExclusive).unwrap();
+    let port = format!("unix:{}", scratch.path("sock"));
+    let (disk, lun) = (format!("file:{image}"), format!("0:0=file:{image}"));
+    for arguments in [["blk", "--disk", &disk], ["scsi", "--lun", &lun]] {
+        let mut command = vvu();
+        command.args(arguments).args(["--port", &port]);
+        let stderr = File::create(&log).unwrap();
+        let mut running = Running::new(command.stdin(Stdio::null()).stderr(stderr));
+        says(&log, &[&image, "somebody else has it locked: waiting"]);
+        running.signal(Signal::TERM);
+        let status = running.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(Signal::TERM.as_raw()), "{status}");
+    }
 }
 
 /// qemu-nbd with a file of 16 MiB behind a socket.

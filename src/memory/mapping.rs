@@ -4,7 +4,7 @@
 use std::alloc::Layout;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::VolatileSlice;
@@ -30,12 +30,18 @@ pub fn file_page_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
 
 /// Size of a hugepage of the default size, in bytes; `None` if the kernel has none.
 pub fn hugepage_size() -> Option<usize> {
+    // The same as long as a kernel runs.
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    if let Some(size) = SIZE.get() {
+        return Some(*size);
+    }
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo
         .lines()
         .find_map(|l| l.strip_prefix("Hugepagesize:"))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    let size = kib.checked_mul(1024)?;
+    Some(*SIZE.get_or_init(|| size))
 }
 
 /// Address space that this process owns and another party may write.

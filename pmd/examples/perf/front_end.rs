@@ -31,6 +31,8 @@ struct Ring {
     used: u64,
     /// Chains that the device has used.
     done: u16,
+    /// Chains that the device may use.
+    offered: u16,
     kick: EventFd,
     call: EventFd,
 }
@@ -40,13 +42,12 @@ pub(crate) struct FrontEnd {
     memory: MockGuest,
     /// To the guest and from it.
     rings: [Ring; 2],
-    _connection: Frontend,
+    connection: Option<Frontend>,
 }
 
 impl FrontEnd {
-    /// A guest that sends frames of `size` bytes, to the back-end at `path`. With `calls`, it
-    /// wants to be told of what comes.
-    pub(crate) fn connect(path: &Path, size: usize, calls: bool) -> anyhow::Result<Self> {
+    /// A guest that sends frames of `size` bytes. With `calls`, it wants to be told of what comes.
+    pub(crate) fn new(size: usize, calls: bool) -> anyhow::Result<Self> {
         let mut memory = MockGuest::new(0, &[4 << 20]);
         let rings = [
             Ring::new(&mut memory, calls)?,
@@ -59,12 +60,32 @@ impl FrontEnd {
             rings[0].fill(&memory, number, buffers[0], BUFFER, 2);
             rings[1].fill(&memory, number, buffers[1], HEADER + size, 0);
         }
-        let connection = negotiate(path, &memory, &rings)?;
         Ok(Self {
             memory,
             rings,
-            _connection: connection,
+            connection: None,
         })
+    }
+
+    /// Leaves the back-end that it has, and goes on with the one at `path`, in the same memory.
+    pub(crate) fn connect(&mut self, path: &Path) -> anyhow::Result<()> {
+        // Before anybody else may write to the rings.
+        self.leave()?;
+        for ring in &mut self.rings {
+            ring.restart(&self.memory);
+        }
+        self.connection = Some(negotiate(path, &self.memory, &self.rings)?);
+        Ok(())
+    }
+
+    /// Stops the rings, and leaves.
+    fn leave(&mut self) -> anyhow::Result<()> {
+        if let Some(connection) = self.connection.take() {
+            for index in 0..self.rings.len() {
+                connection.get_vring_base(index)?;
+            }
+        }
+        Ok(())
     }
 
     /// All chains go round for so long. Returns frames per second.
@@ -85,7 +106,12 @@ impl FrontEnd {
 
     /// One frame goes round at a time, so often, after a pause. Returns nanoseconds for each.
     pub(crate) fn ping(&mut self, count: u32, pause: Duration) -> anyhow::Result<Vec<f64>> {
-        // Whatever a blast has left.
+        // Whatever a blast has left: all that was sent is used, and some time later is back.
+        let start = Instant::now();
+        while self.rings[1].used_index(&self.memory) != self.rings[1].offered {
+            ensure!(start.elapsed() < PATIENCE, "a frame is not taken");
+            std::thread::yield_now();
+        }
         std::thread::sleep(Duration::from_millis(5));
         for ring in &mut self.rings {
             ring.done = ring.used_index(&self.memory);
@@ -111,7 +137,7 @@ impl FrontEnd {
 
     /// Offers so many chains of each ring.
     fn start(&mut self, chains: u16) {
-        for ring in &self.rings {
+        for ring in &mut self.rings {
             ring.offer(&self.memory, chains);
         }
     }
@@ -126,12 +152,20 @@ impl Ring {
             avail: memory.alloc(6 + 2 * entries, 4096),
             used: memory.alloc(6 + 8 * entries, 4096),
             done: 0,
+            offered: 0,
             kick: eventfd()?,
             call: eventfd()?,
         };
         // VIRTQ_AVAIL_F_NO_INTERRUPT.
         memory.write(this.avail, &u16::from(!calls).to_le_bytes());
         Ok(this)
+    }
+
+    /// As if nothing had ever been offered or used.
+    fn restart(&mut self, memory: &MockGuest) {
+        (self.done, self.offered) = (0, 0);
+        memory.write(self.avail + 2, &[0; 2]);
+        memory.write(self.used, &[0; 4]);
     }
 
     /// Chain `number` is this buffer, for ever.
@@ -156,10 +190,11 @@ impl Ring {
     }
 
     /// The device may use so many chains more than it has used.
-    fn offer(&self, memory: &MockGuest, chains: u16) {
+    fn offer(&mut self, memory: &MockGuest, chains: u16) {
+        self.offered = self.done.wrapping_add(chains);
         let table = memory.table();
         if let Some(place) = table.guest(self.avail + 2, 2) {
-            let _ = place.store(self.done.wrapping_add(chains), 0, Ordering::Release);
+            let _ = place.store(self.offered, 0, Ordering::Release);
         }
         // Pairs with the device's fence between asking for kicks and looking again.
         std::sync::atomic::fence(Ordering::SeqCst);

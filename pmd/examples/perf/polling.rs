@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use vvu_pmd::worker::Polling;
 
+use crate::front_end::FrontEnd;
 use crate::scaling::spread;
-use crate::transports::{Line, Way, leave_a_cpu};
+use crate::transports::{Way, leave_a_cpu};
 
 const MODES: [(Polling, &str); 3] = [
     (Polling::Always, "always"),
@@ -37,15 +38,12 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("vvu-polling-{}", std::process::id()));
     std::fs::create_dir(&folder)?;
     let done = MODES.into_iter().try_for_each(|(polling, name)| {
-        let line = Line {
-            size: 64,
-            calls: false,
-            polling,
-        };
-        let mut way = Way::unix(&folder, cpu, &line)?;
+        let way = Way::unix(&folder, cpu, polling)?;
+        let mut guest = FrontEnd::new(64, false)?;
+        guest.connect(&way.socket)?;
         print!("| `{name}` |");
         for (pause, count) in PAUSES {
-            let times = way.front_end.ping(count, pause)?;
+            let times = guest.ping(count, pause)?;
             let [median, least, _] = spread(times.into_iter());
             print!(" {:.1} ({:.1}) |", median / 1000.0, least / 1000.0);
         }
@@ -54,6 +52,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_secs(2));
         let share = (cpu_time()? - before).as_secs_f64() / start.elapsed().as_secs_f64();
         println!(" {:.1} % |", 100.0 * share);
+        drop(guest);
         way.end();
         Ok(())
     });

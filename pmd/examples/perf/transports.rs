@@ -22,7 +22,7 @@ use crate::scaling::spread;
 /// What may be asked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Pairs of measurements for each line
+    /// Pairs of measurements for each line, each in memory of its own
     #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
     /// Length of each blast
@@ -30,9 +30,9 @@ pub(crate) struct Args {
     time: u64,
 }
 
-/// A guest on its way through a switch of its own, whose frames come back.
+/// A switch that sends a guest's frames back to it, and the way to it.
 pub(crate) struct Way {
-    pub(crate) front_end: FrontEnd,
+    pub(crate) socket: PathBuf,
     session: Session,
     /// They end after the session that needs them.
     _model: Option<Model>,
@@ -48,13 +48,13 @@ fn cards() -> PortKind {
 
 impl Way {
     /// Over AF_UNIX, with a socket in `folder`.
-    pub(crate) fn unix(folder: &Path, cpu: usize, line: &Line) -> anyhow::Result<Self> {
+    pub(crate) fn unix(folder: &Path, cpu: usize, polling: Polling) -> anyhow::Result<Self> {
         let socket = folder.join("unix");
         let transport = Box::new(UnixTransport::listen(&socket)?);
-        Self::new(cpu, line, &socket, transport, None)
+        Self::new(cpu, polling, socket, transport, None)
     }
 
-    fn vvu(folder: &Path, cpu: usize, line: &Line) -> anyhow::Result<Self> {
+    fn vvu(folder: &Path, cpu: usize, polling: Polling) -> anyhow::Result<Self> {
         let socket = folder.join("vvu");
         let listening = model::FrontEnd::Listen(socket.clone());
         let model = Model::new(Shape::ours(), listening)?;
@@ -64,18 +64,18 @@ impl Way {
         };
         let device = Device::open(model.function(), options)?;
         let transport = Box::new(VvuTransport::new(device));
-        Self::new(cpu, line, &socket, transport, Some(model))
+        Self::new(cpu, polling, socket, transport, Some(model))
     }
 
     fn new(
         cpu: usize,
-        line: &Line,
-        socket: &Path,
+        polling: Polling,
+        socket: PathBuf,
         transport: Box<dyn Transport>,
         model: Option<Model>,
     ) -> anyhow::Result<Self> {
         let config = Config {
-            polling: line.polling,
+            polling,
             ..Config::default()
         };
         let workers = Workers::with_config(&[cpu], &config)?;
@@ -84,7 +84,7 @@ impl Way {
         let device = device.context("a card without a device")?;
         let session = Session::spawn(transport, Box::new(device))?;
         Ok(Self {
-            front_end: FrontEnd::connect(socket, line.size, line.calls)?,
+            socket,
             session,
             _model: model,
             _workers: workers,
@@ -92,19 +92,12 @@ impl Way {
     }
 
     pub(crate) fn end(self) {
-        drop(self.front_end);
         self.session.stop();
     }
 }
 
-/// What a guest and its switch are like.
-pub(crate) struct Line {
-    /// Bytes of its frames.
-    pub(crate) size: usize,
-    /// Whether it wants to be told of frames.
-    pub(crate) calls: bool,
-    pub(crate) polling: Polling,
-}
+/// Of each connection, before it is measured.
+const WARM_UP: Duration = Duration::from_millis(20);
 
 /// What is compared: sizes, and whether the guest wants calls.
 const LINES: [(usize, bool); 4] = [(64, false), (64, true), (1518, false), (1518, true)];
@@ -119,70 +112,55 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn compare(args: &Args, folder: &Path) -> anyhow::Result<()> {
     let cpu = leave_a_cpu()?;
+    let unix = Way::unix(folder, cpu, Polling::default())?;
+    let vvu = Way::vvu(folder, cpu, Polling::default())?;
+    let time = Duration::from_millis(args.time);
     println!("| frames | | AF_UNIX | VVU | ratio |\n|---|---|---|---|---|");
     for (size, calls) in LINES {
-        let line = &Line {
-            size,
-            calls,
-            polling: Polling::default(),
-        };
-        let folder: PathBuf = folder.join(format!("{}-{}", line.size, line.calls));
-        std::fs::create_dir(&folder)?;
-        let mut unix = Way::unix(&folder, cpu, line)?;
-        let mut vvu = Way::vvu(&folder, cpu, line)?;
-        let calls = if line.calls { ", called" } else { "" };
-        let time = Duration::from_millis(args.time);
-        let blast = |path: &mut Way| Ok(path.front_end.blast(time)? / 1e6);
-        report(
-            args,
-            line.size,
-            &format!("Mpps{calls}"),
-            &mut unix,
-            &mut vvu,
-            blast,
-        )?;
-        let ping = |path: &mut Way| {
-            let [median, ..] = spread(path.front_end.ping(20_000, Duration::ZERO)?.into_iter());
-            Ok(median)
-        };
-        report(
-            args,
-            line.size,
-            &format!("round trip, ns{calls}"),
-            &mut unix,
-            &mut vvu,
-            ping,
-        )?;
-        unix.end();
-        vvu.end();
+        let mut pairs = [Vec::new(), Vec::new()];
+        for round in 0..args.rounds {
+            let mut ways = [&unix, &vvu];
+            ways.rotate_left(usize::from(round % 2));
+            // Both ways lead to the same memory: how fast two cores pass its lines to each other
+            // depends on where it is.
+            let mut guest = FrontEnd::new(size, calls)?;
+            let [one, other] = ways.map(|way| measure(&mut guest, way, time));
+            let (mut one, mut other) = (one?, other?);
+            if round % 2 == 1 {
+                std::mem::swap(&mut one, &mut other);
+            }
+            for (pairs, pair) in pairs.iter_mut().zip(std::iter::zip(one, other)) {
+                pairs.push(pair);
+            }
+        }
+        for (pairs, unit) in pairs.iter().zip(["Mpps", "round trip, ns"]) {
+            report(pairs, size, unit, calls);
+        }
     }
+    unix.end();
+    vvu.end();
     Ok(())
 }
 
-/// Measures both in turn, and which comes first in turn, too.
-fn report(
-    args: &Args,
-    size: usize,
-    unit: &str,
-    unix: &mut Way,
-    vvu: &mut Way,
-    measure: impl Fn(&mut Way) -> anyhow::Result<f64>,
-) -> anyhow::Result<()> {
-    let mut pairs = Vec::new();
-    for round in 0..args.rounds {
-        pairs.push(if round.is_multiple_of(2) {
-            let first = measure(unix)?;
-            (first, measure(vvu)?)
-        } else {
-            let first = measure(vvu)?;
-            (measure(unix)?, first)
-        });
-    }
-    let [unix, ..] = spread(pairs.iter().map(|(unix, _)| *unix));
-    let [vvu, ..] = spread(pairs.iter().map(|(_, vvu)| *vvu));
-    let [ratio, low, high] = spread(pairs.iter().map(|(unix, vvu)| vvu / unix));
-    println!("| {size} | {unit} | {unix:.2} | {vvu:.2} | {ratio:.3} ({low:.3} to {high:.3}) |");
-    Ok(())
+/// Millions of frames per second, and nanoseconds for one to come back.
+fn measure(guest: &mut FrontEnd, way: &Way, time: Duration) -> anyhow::Result<[f64; 2]> {
+    guest.connect(&way.socket)?;
+    // All of its memory is mapped then.
+    guest.blast(WARM_UP)?;
+    let rate = guest.blast(time)? / 1e6;
+    let [trip, ..] = spread(guest.ping(20_000, Duration::ZERO)?.into_iter());
+    Ok([rate, trip])
+}
+
+fn report(pairs: &[(f64, f64)], size: usize, unit: &str, calls: bool) {
+    let row = [
+        spread(pairs.iter().map(|(unix, _)| *unix)),
+        spread(pairs.iter().map(|(_, vvu)| *vvu)),
+        spread(pairs.iter().map(|(unix, vvu)| vvu / unix)),
+    ];
+    let row = row.map(|[median, low, high]| format!("{median:.2} ({low:.2} to {high:.2})"));
+    let called = if calls { ", called" } else { "" };
+    println!("| {size} | {unit}{called} | {} |", row.join(" | "));
 }
 
 /// Keeps this thread off the CPU that it returns, which is the workers'.

@@ -14,6 +14,7 @@ use super::stats;
 use crate::bdev::{Channel, DiskError, Done, Op, Request};
 use crate::queue::StorageQueue;
 use crate::stats::RingState;
+use crate::stats::latency::Ages;
 use crate::vring::{
     AnyRing, Chain, Format, Moved, Ring, RingError, RingOf, SetupError, Taken, with,
 };
@@ -415,7 +416,7 @@ impl Work {
         if self.done.is_empty() {
             return 0;
         }
-        let now = Instant::now();
+        let mut ages = Ages::until(Instant::now());
         let Some(stats) = self.face.queue_stats(index) else {
             return 0;
         };
@@ -427,7 +428,7 @@ impl Work {
             count += 1;
             match ended.failed {
                 None => {
-                    let nanos = now.saturating_duration_since(ended.at).as_nanos() as u64;
+                    let nanos = ages.nanos(ended.at);
                     stats.done(ended.kind.into(), ended.len, nanos);
                 }
                 Some(error) => stats.failed(error),

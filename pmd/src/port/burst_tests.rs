@@ -2,6 +2,8 @@
 use vvu::memory::Mapping;
 
 use super::*;
+use crate::port::head::HEAD;
+use crate::port::offload::Offload;
 
 /// What is delivered of a frame with these bytes after `edit`.
 fn edited(bytes: &[u8], edit: Edit) -> (Head, Vec<u8>) {

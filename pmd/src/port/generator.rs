@@ -3,7 +3,8 @@
 use vvu::memory::{Area, Mapping, MemoryError};
 
 use super::Stats;
-use super::burst::{BURST, Burst, ETHERNET, Heads, MAX_FRAME};
+use super::burst::{BURST, Burst};
+use super::head::{ETHERNET, Heads, MAX_FRAME};
 
 /// Sends one frame again and again.
 #[derive(Debug)]

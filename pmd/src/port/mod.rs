@@ -14,6 +14,7 @@ mod control;
 pub mod filter;
 pub mod flow;
 mod generator;
+mod head;
 mod headers;
 pub mod offload;
 mod rest;
@@ -27,12 +28,11 @@ pub mod uplink;
 mod vhost;
 mod writer;
 
-pub use burst::{
-    Addresses, BURST, Body, Burst, Edit, HEAD, Head, Heads, MAX_FRAME, Parcel, Pick, To,
-};
+pub use burst::{BURST, Body, Burst, Parcel, Pick, To};
 use capture::{FileTx, Pen, Replay};
 pub use control::ControlQueue;
 pub use generator::Generator;
+pub use head::{Addresses, Edit, HEAD, Head, Heads, MAX_FRAME};
 pub use rings::{PreparedRing, RingKind, Rings, Vhost};
 pub use scratch::{Scratch, Shown};
 pub use steering::{Policy, Steering};

@@ -2,7 +2,8 @@
 
 use vvu::memory::{VolatileSlice, copy};
 
-use super::burst::{Body, Burst, Head, MAX_FRAME};
+use super::burst::{Body, Burst};
+use super::head::{Head, MAX_FRAME};
 use super::offload::{Accepts, MAX_HEADERS, MAX_LARGE, Offload};
 
 /// A frame as one destination gets it.

@@ -1,9 +1,10 @@
 //! What a guest asked for about frames to it: which it wants, which queue they go to, and what it
 //! is told of their flow. Only for guests with a control queue; all others have no [`Policy`].
 
-use super::burst::{BURST, Burst, HEAD, Head, Pick};
+use super::burst::{BURST, Burst, Pick};
 use super::filter::Filter;
 use super::flow;
+use super::head::{HEAD, Head};
 use super::offload::Accepts;
 use super::rings::{RingKind, Rings, Vhost};
 use super::rss::{FlowHash, Report};

@@ -5,26 +5,21 @@ use std::time::Instant;
 
 use vvu::memory::{Scatter, copy};
 
-use super::config::MAX_CDB_SIZE;
 use super::domain::{Address, Domain, Seat, Target};
 use super::queue::{BURST, Work};
-use super::stats::QueueStats;
-use super::target::{Call, Job, Luns, Missing, Sense, Status, Step, Transfer, WellKnown};
+use super::target::{Call, DataOut, Job, Luns, Missing, Sense, Status, Step, Transfer, WellKnown};
 use super::tasks::{Extra, Task};
-use super::wire::{self, Code, Fresh, Header, Lister, REQUEST, RESPONSE};
+use super::wire::{self, Code, Head, Header, Lister, REQUEST, RESPONSE};
 use crate::bdev::{Op, Request};
+use crate::stats::latency::Ages;
 use crate::vring::{Chain, Format, Keep, RingOf, Taken};
-
-/// Longest request before its data.
-const LONGEST: usize = (REQUEST + MAX_CDB_SIZE) as usize;
 
 /// A command as it came, with the sizes of its parts in bytes.
 struct Arrived<'a> {
     taken: &'a Taken,
     chain: &'a Chain,
     header: Header,
-    /// What comes before the data, the CDB at its end.
-    bytes: [u8; LONGEST],
+    /// What comes before the data.
     request: u32,
     response: u32,
     /// Data from the driver, and room for data to it.
@@ -34,16 +29,9 @@ struct Arrived<'a> {
 
 impl<'a> Arrived<'a> {
     fn cdb(&self) -> &[u8] {
-        let range = REQUEST as usize..self.request as usize;
-        self.bytes.get(range).unwrap_or_default()
-    }
-
-    fn sent(&self) -> Fresh<'a> {
-        Fresh {
-            taken: self.taken,
-            chain: self.chain,
-            skip: self.request,
-        }
+        let len = (self.request - REQUEST) as usize;
+        let cdb = &self.header.cdb;
+        cdb.get(..len).unwrap_or(cdb)
     }
 
     /// Room for data of the only kind that it has.
@@ -83,6 +71,14 @@ impl<'a> Arrived<'a> {
     }
 }
 
+/// The data that it brings, while its chain is taken.
+impl DataOut for Arrived<'_> {
+    fn read_at(&self, at: u64, into: &mut [u8]) -> bool {
+        let skip = at.saturating_add(self.request.into());
+        wire::read(self.taken.readable(self.chain), skip, into) == into.len()
+    }
+}
+
 /// The lengths that the driver chose.
 #[derive(Clone, Copy)]
 struct Lengths {
@@ -104,7 +100,7 @@ impl Work {
         }
         self.ways.submit();
         if !self.ways.is_quiet() {
-            self.reap();
+            count += self.reap(ring);
             self.ways.submit();
         }
         for (chain, len) in self.over.drain(..) {
@@ -127,8 +123,10 @@ impl Work {
     fn refresh(&mut self) {
         // The version first: a change in between is seen the next time.
         self.version = self.face.version();
-        self.domain = self.face.domain();
-        if self.ways.prune(&self.domain) {
+        let domain = self.face.domain();
+        let needed = self.ways.prune(&domain);
+        self.domain = Some(domain);
+        if needed {
             // Looks again.
             self.version = self.version.wrapping_sub(1);
         }
@@ -142,7 +140,8 @@ impl Work {
         if count > 0 {
             // Whatever the driver knew when it made the chains available is known here, too.
             self.keep_up();
-            self.begin_all(ring, count);
+            self.begin_all(ring.taken());
+            ring.keep_all();
         }
         if !self.orders.is_empty() && count < most {
             // All that came before the orders was taken by now.
@@ -151,20 +150,19 @@ impl Work {
         count
     }
 
+    /// Begins what all chains ask for.
     #[inline]
-    fn begin_all<F: Format>(&mut self, ring: &mut RingOf<F>, count: usize) {
+    fn begin_all(&mut self, taken: &Taken) {
         let lengths = Lengths {
             cdb: self.face.sizes.cdb(),
             sense: self.face.sizes.sense(),
         };
-        self.now = Instant::now();
-        let domain = Arc::clone(&self.domain);
-        for place in 0..count {
-            let Some(chain) = ring.chains().get(place).copied() else {
-                break;
-            };
-            let taken = ring.taken();
-            let written = match self.arrive(taken, &chain, lengths) {
+        self.ages = Ages::until(Instant::now());
+        let Some(domain) = self.domain.take() else {
+            return;
+        };
+        for chain in taken.chains() {
+            let written = match self.arrive(taken, chain, lengths) {
                 Some(arrived) => {
                     let address = Address::parse(arrived.header.lun);
                     let target = address.and_then(|at| domain.target(at.target));
@@ -176,14 +174,10 @@ impl Work {
                 None => Some(0),
             };
             if let Some(len) = written {
-                self.over.push((chain, len));
+                self.over.push((*chain, len));
             }
         }
-        ring.keep_all();
-    }
-
-    pub(super) fn stats(&self) -> Option<&QueueStats> {
-        self.face.queue_stats(self.index)
+        self.domain = Some(domain);
     }
 
     /// Looks at a chain. `None` if nobody could answer it.
@@ -200,26 +194,16 @@ impl Work {
             chain.write_len().checked_sub(response),
         );
         let (Some(data_out), Some(data_in)) = sizes else {
-            if let Some(stats) = self.stats() {
-                stats.malformed.add(1);
-            }
+            self.stats.malformed.add(1);
             return None;
         };
-        let mut bytes = [0; LONGEST];
-        let all = bytes.get_mut(..request as usize)?;
-        match taken.readable(chain).next() {
-            Some(piece) if piece.len() >= all.len() => {
-                copy::read(piece, all);
-            }
-            _ => {
-                wire::read(taken.readable(chain), 0, all);
-            }
-        }
+        let first = taken.readable(chain).next();
+        let whole = first.filter(|_| request as usize >= size_of::<Head>());
+        let head = whole.and_then(copy::read_array);
         Some(Arrived {
-            bytes,
             taken,
             chain,
-            header: Header::parse(&bytes)?,
+            header: Header::parse(&head.unwrap_or_else(|| in_parts(taken, chain, request))),
             request,
             response,
             data_out,
@@ -228,7 +212,7 @@ impl Work {
     }
 
     /// Begins a command. Returns how many bytes were written if it has ended already.
-    #[inline]
+    #[inline(always)]
     fn begin(&mut self, arrived: &Arrived<'_>, address: Address, target: &Target) -> Option<u32> {
         if !self.orders.is_empty()
             && let Some(code) = self.ordered(address, arrived.header.tag)
@@ -242,18 +226,23 @@ impl Work {
             cdb: arrived.cdb(),
             data_in: arrived.data_in.into(),
             data_out: arrived.data_out.into(),
-            out: &arrived.sent(),
+            out: arrived,
             luns: &target.luns,
         };
         let Some(seat) = target.seat(address.lun) else {
-            let step = Missing.execute(&call);
-            return Some(self.at_once(arrived, step, None));
+            return Some(self.missing(arrived, &call));
         };
         match seat.nexus.execute(&call) {
             Step::Move(transfer) => self.transfer(arrived, seat, transfer),
             Step::Job(job) => self.job(arrived, seat, job),
             step => Some(self.at_once(arrived, step, Some(seat))),
         }
+    }
+
+    /// Answers what is for no unit of a target.
+    #[cold]
+    fn missing(&self, arrived: &Arrived<'_>, call: &Call<'_>) -> u32 {
+        self.at_once(arrived, Missing.execute(call), None)
     }
 
     /// Answers what is for no target's unit: for the well known one, or for nobody.
@@ -280,7 +269,7 @@ impl Work {
             cdb: arrived.cdb(),
             data_in: arrived.data_in.into(),
             data_out: arrived.data_out.into(),
-            out: &arrived.sent(),
+            out: arrived,
             luns: &Luns::default(),
         });
         self.at_once(arrived, step, None)
@@ -289,23 +278,20 @@ impl Work {
     /// Answers what never came to a unit, or not in time.
     #[cold]
     fn misdirected(&self, arrived: &Arrived<'_>, code: Code) -> u32 {
-        if let Some(stats) = self.stats() {
-            match code {
-                Code::Aborted | Code::Reset => stats.aborted.add(1),
-                _ => stats.misdirected.add(1),
-            }
+        match code {
+            Code::Aborted | Code::Reset => self.stats.aborted.add(1),
+            _ => self.stats.misdirected.add(1),
         }
         arrived.respond(0, code, &[], &[])
     }
 
     /// Answers what has ended already.
+    #[inline(never)]
     fn at_once(&self, arrived: &Arrived<'_>, step: Step, seat: Option<&Arc<Seat>>) -> u32 {
         let Step::Done(answer) = step else {
             return self.misdirected(arrived, Code::Overrun);
         };
-        if let Some(stats) = self.stats() {
-            stats.answered(&answer);
-        }
+        self.stats.answered(&answer);
         let sense = answer.sense.map(|sense| sense_bytes(seat, &sense));
         let sense = sense.unwrap_or_default();
         arrived.respond(answer.status as u8, Code::Ok, &sense, &answer.data)
@@ -314,9 +300,7 @@ impl Work {
     /// The unit's place is still taken by one that was there before: it will not be for long.
     #[cold]
     fn busy(&self, arrived: &Arrived<'_>) -> u32 {
-        if let Some(stats) = self.stats() {
-            stats.refused.add(1);
-        }
+        self.stats.refused.add(1);
         arrived.respond(Status::Busy as u8, Code::Ok, &[], &[])
     }
 
@@ -328,9 +312,13 @@ impl Work {
         seat: &Arc<Seat>,
         transfer: Transfer,
     ) -> Option<u32> {
-        if !self.join(seat) {
-            return Some(self.busy(arrived));
-        }
+        let way = match self.ways.rejoin(seat) {
+            Some(way) => way,
+            None => match self.ways.join(seat, &self.face, self.index) {
+                Some(way) => way,
+                None => return Some(self.busy(arrived)),
+            },
+        };
         // There is one for each chain: no more were taken.
         let mut list = self.tasks.list()?;
         let keep = arrived.keep(transfer);
@@ -341,16 +329,17 @@ impl Work {
             len,
             fua,
         } = transfer;
+        let sent = way.is_open() == Some(true) && (!write || way.lane.enter());
         let number = self.tasks.put(Task {
             chain: *arrived.chain,
-            at: self.now,
+            at: self.ages.now(),
             tag: arrived.header.tag,
             seat: seat.number,
             room: arrived.room(),
             len: len as u32,
             write,
-            inside: false,
-            in_flight: false,
+            inside: sent && write,
+            in_flight: sent,
             ends: None,
             extra: None,
         })?;
@@ -363,14 +352,20 @@ impl Work {
             data: Some(list),
             fua,
         };
-        self.send(number, request);
+        if sent {
+            if way.push(request) {
+                self.ways.touch(seat.number);
+            }
+        } else {
+            self.send(number, request);
+        }
         None
     }
 
     /// Begins a command that takes several steps.
     #[cold]
     fn job(&mut self, arrived: &Arrived<'_>, seat: &Arc<Seat>, job: Job) -> Option<u32> {
-        if !self.join(seat) {
+        if self.ways.join(seat, &self.face, self.index).is_none() {
             return Some(self.busy(arrived));
         }
         let mut sent = self.tasks.list()?;
@@ -389,7 +384,7 @@ impl Work {
         });
         let number = self.tasks.put(Task {
             chain: *arrived.chain,
-            at: self.now,
+            at: self.ages.now(),
             tag: arrived.header.tag,
             seat: seat.number,
             room: arrived.room(),
@@ -408,15 +403,16 @@ impl Work {
         self.run(number, Ok(()));
         None
     }
+}
 
-    #[inline]
-    fn join(&mut self, seat: &Arc<Seat>) -> bool {
-        if self.ways.rejoin(seat) {
-            return true;
-        }
-        let mailbox = self.face.board().mailbox(self.index);
-        self.ways.join(seat, mailbox.as_ref())
-    }
+/// The first bytes of a request of so many bytes before its data, wherever they are.
+#[cold]
+fn in_parts(taken: &Taken, chain: &Chain, request: u32) -> Head {
+    let mut head = [0; size_of::<Head>()];
+    let len = head.len().min(request as usize);
+    let there = head.get_mut(..len).unwrap_or_default();
+    wire::read(taken.readable(chain), 0, there);
+    head
 }
 
 /// Sense data as the unit makes them; those of no unit in fixed format.

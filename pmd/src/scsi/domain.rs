@@ -109,8 +109,7 @@ impl Target {
     /// The unit at `lun`.
     #[inline]
     pub(super) fn seat(&self, lun: u16) -> Option<&Arc<Seat>> {
-        let (place, _) = self.luns.find(lun)?;
-        self.seats.get(place)
+        self.seats.get(self.luns.place(lun)?)
     }
 
     /// All of them.
@@ -161,12 +160,12 @@ impl Domain {
             self.targets.resize_with(number + 1, Target::default);
         }
         let target = self.targets.get_mut(number)?;
-        let old = target.luns.find(address.lun).map(|(place, _)| place);
+        let old = target.luns.place(address.lun);
         let old = old.map(|place| target.seats.remove(place));
         let nexus = seat.as_ref().map(|seat| Arc::clone(&seat.nexus));
         target.luns.set(address.lun, nexus);
         if let Some(seat) = seat
-            && let Some((place, _)) = target.luns.find(address.lun)
+            && let Some(place) = target.luns.place(address.lun)
         {
             target.seats.insert(place, seat);
         }

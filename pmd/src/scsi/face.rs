@@ -173,7 +173,7 @@ pub struct Face {
     /// Counts changes of the domain.
     version: CachePadded<AtomicU64>,
     board: Arc<Board>,
-    stats: Box<[CachePadded<QueueStats>]>,
+    stats: Box<[Arc<CachePadded<QueueStats>>]>,
 }
 
 impl Face {
@@ -317,9 +317,8 @@ impl Face {
     }
 
     /// The counters of queue `index`, if it is a request queue.
-    #[inline]
-    pub(super) fn queue_stats(&self, index: u16) -> Option<&QueueStats> {
+    pub(super) fn queue_stats(&self, index: u16) -> Option<&Arc<CachePadded<QueueStats>>> {
         let place = usize::from(index.checked_sub(FIRST_REQUEST)?);
-        self.stats.get(place).map(|stats| &**stats)
+        self.stats.get(place)
     }
 }

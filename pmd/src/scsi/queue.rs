@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
 use vvu::memory::{MemTable, Scatter};
 use vvu::notify::Call;
 use vvu::virtio::Vring;
@@ -13,10 +14,12 @@ use super::domain::Domain;
 use super::events::{self, EventQueue};
 use super::face::{FIRST_REQUEST, Face, Letter, Note, Order};
 use super::served::Served;
+use super::stats::QueueStats;
 use super::tasks::{Tasks, lists};
 use super::ways::Ways;
 use crate::bdev::Done;
 use crate::queue::StorageQueue;
+use crate::stats::latency::Ages;
 use crate::vring::{AnyRing, Chain, Moved, SetupError, with};
 use crate::wake::{Kicks, Mode, Quiet, Waker, Watch};
 
@@ -52,7 +55,9 @@ enum Kind {
 pub(super) struct Work {
     pub(super) face: Arc<Face>,
     pub(super) index: u16,
-    pub(super) domain: Arc<Domain>,
+    pub(super) stats: Arc<CachePadded<QueueStats>>,
+    /// The units; elsewhere only while commands for them are begun.
+    pub(super) domain: Option<Arc<Domain>>,
     pub(super) version: u64,
     pub(super) ways: Ways,
     pub(super) tasks: Tasks,
@@ -66,7 +71,7 @@ pub(super) struct Work {
     /// Long jobs shall not go on.
     pub(super) draining: bool,
     /// The last look at the clock: at each burst that is taken, and each that is done.
-    pub(super) now: Instant,
+    pub(super) ages: Ages,
 }
 
 impl Prepared {
@@ -79,9 +84,10 @@ impl Prepared {
             super::control::INDEX => Kind::Control(ControlQueue::default()),
             events::INDEX => Kind::Event(EventQueue::default()),
             _ => Kind::Request(Box::new(Work {
-                domain: face.domain(),
+                domain: Some(face.domain()),
                 // Looks again at the first burst.
                 version: face.version().wrapping_sub(1),
+                stats: face.queue_stats(index).cloned().unwrap_or_default(),
                 face,
                 index,
                 ways: Ways::new(waker),
@@ -91,7 +97,7 @@ impl Prepared {
                 over: Vec::with_capacity(BURST),
                 orders: Vec::new(),
                 draining: false,
-                now: Instant::now(),
+                ages: Ages::until(Instant::now()),
             })),
         };
         Ok(Self(Queue { served, kind }))

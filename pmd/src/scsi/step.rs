@@ -10,13 +10,15 @@ use super::face::{Letter, Note};
 use super::queue::Work;
 use super::stats::OTHER;
 use super::target::{Action, Alone, Answer, Desk, Next, Reservations, Transfer};
-use super::tasks::{Extra, Moves, Waits};
+use super::tasks::{Extra, Moves, Task, Waits};
+use super::ways::Ways;
 use super::wire::{self, Code, Kept, RESPONSE};
 use crate::bdev::{Data, IoError, Op, Request};
+use crate::stats::latency::Ages;
+use crate::vring::{Format, RingOf};
 
 impl Work {
     /// Sends a request of task `number`, or has it wait until it can be sent.
-    #[inline]
     pub(super) fn send(&mut self, number: u16, request: Request) {
         let Some(task) = self.tasks.get(number) else {
             return;
@@ -32,7 +34,9 @@ impl Work {
             _ => return self.hold(number, Waits::Send(request)),
         }
         task.in_flight = true;
-        self.ways.push(task.seat, request);
+        if way.push(request) {
+            self.ways.touch(task.seat);
+        }
     }
 
     /// There is no channel, and there will be none.
@@ -86,24 +90,41 @@ impl Work {
         }
     }
 
-    /// Takes what the disks have done.
+    /// Takes what the disks have done. Returns how many chains were given back for that.
     #[inline(never)]
-    pub(super) fn reap(&mut self) {
+    pub(super) fn reap<F: Format>(&mut self, ring: &mut RingOf<F>) -> usize {
         let mut done = std::mem::take(&mut self.done);
         self.ways.reap(&mut done);
         if !done.is_empty() {
-            self.now = Instant::now();
+            self.ages = Ages::until(Instant::now());
         }
+        let mut count = 0;
         for one in done.drain(..) {
-            if let Ok(number) = u16::try_from(one.token) {
-                self.done(number, one.result, one.data);
+            let Ok(number) = u16::try_from(one.token) else {
+                continue;
+            };
+            let Self {
+                tasks, ways, ages, ..
+            } = self;
+            match (one.result, one.data, tasks.plain(number)) {
+                (Ok(()), Some(list), Some(task)) => {
+                    moved(task, &list, ways);
+                    let nanos = ages.nanos(task.at);
+                    self.stats.moved(task.write, task.len, nanos);
+                    ring.give_back_kept(&task.chain, task.chain.write_len());
+                    count += 1;
+                    tasks.end(number);
+                    tasks.put_list(list);
+                }
+                (result, data, _) => self.done(number, result, data),
             }
         }
         self.done = done;
+        count
     }
 
     /// The disk has answered a request of task `number`.
-    #[inline]
+    #[cold]
     fn done(&mut self, number: u16, result: Result<(), IoError>, data: Data) {
         let Some(task) = self.tasks.get(number) else {
             return;
@@ -114,39 +135,7 @@ impl Work {
         {
             way.lane.leave();
         }
-        if task.extra.is_none() && result.is_ok() {
-            self.moved(number, data);
-        } else {
-            self.went(number, result, data);
-        }
-    }
-
-    /// A command that only moved its data did so: nearly all end here.
-    #[inline]
-    fn moved(&mut self, number: u16, data: Data) {
-        let Some(task) = self.tasks.take(number) else {
-            return;
-        };
-        self.ways.leave(task.seat);
-        let Some(list) = data else {
-            return;
-        };
-        let head = wire::response(0, task.room - task.len, 0, Code::Ok);
-        let first = list.tail().next();
-        if !first.is_some_and(|place| copy::write_array(head, place)) {
-            wire::write(list.tail(), 0, &head);
-        }
-        self.tasks.put_list(list);
-        if let Some(stats) = self.stats() {
-            stats.moved(task.write, task.len, self.since(task.at));
-        }
-        self.over.push((task.chain, task.chain.write_len()));
-    }
-
-    /// Nanoseconds from `at` to the last look at the clock.
-    #[inline]
-    fn since(&self, at: Instant) -> u64 {
-        self.now.saturating_duration_since(at).as_nanos() as u64
+        self.went(number, result, data);
     }
 
     /// A step of a job is done, or a command has failed, or must end.
@@ -342,8 +331,10 @@ impl Work {
         };
         let extra = *task.extra.take().unwrap_or_default();
         self.held.retain(|held| *held != number);
-        let seat = self.ways.get(task.seat).map(|way| Arc::clone(&way.seat));
-        self.ways.leave(task.seat);
+        let seat = self.ways.get(task.seat).map(|way| {
+            way.leave();
+            Arc::clone(&way.seat)
+        });
         let sense = answer.sense.map(|sense| sense_bytes(seat.as_ref(), &sense));
         let sense = sense.unwrap_or_default();
         let moved = match (&extra.job, *answer == Answer::GOOD) {
@@ -367,17 +358,32 @@ impl Work {
             wire::write(list.tail(), RESPONSE, sense.get(..len).unwrap_or_default());
             self.tasks.put_list(list);
         }
-        if let Some(stats) = self.stats() {
-            match (task.ends, &extra.job, moved > 0) {
-                (Some(_), ..) => stats.aborted.add(1),
-                (None, None, true) => stats.moved(task.write, task.len, self.since(task.at)),
-                (None, ..) => {
-                    stats.answered(answer);
-                    stats.took(OTHER, self.since(task.at));
-                }
+        let nanos = self.ages.nanos(task.at);
+        match (task.ends, &extra.job, moved > 0) {
+            (Some(_), ..) => self.stats.aborted.add(1),
+            (None, None, true) => self.stats.moved(task.write, task.len, nanos),
+            (None, ..) => {
+                self.stats.answered(answer);
+                self.stats.took(OTHER, nanos);
             }
         }
         self.over.push((task.chain, task.chain.write_len()));
+    }
+}
+
+/// Answers a command that only moved its data, and did so, as nearly all do.
+#[inline]
+fn moved(task: &Task, list: &Scatter, ways: &mut Ways) {
+    if let Some(way) = ways.get(task.seat) {
+        if task.inside {
+            way.lane.leave();
+        }
+        way.leave();
+    }
+    let head = wire::response(0, task.room - task.len, 0, Code::Ok);
+    let first = list.tail().next();
+    if !first.is_some_and(|place| copy::write_array(head, place)) {
+        wire::write(list.tail(), 0, &head);
     }
 }
 

@@ -168,13 +168,26 @@ impl Tasks {
         self.slots.get_mut(usize::from(number))?.task.as_mut()
     }
 
+    /// Task `number`, if it only moves its data and need not end otherwise.
+    #[inline]
+    pub(super) fn plain(&self, number: u16) -> Option<&Task> {
+        let task = self.slots.get(usize::from(number))?.task.as_ref()?;
+        task.extra.is_none().then_some(task)
+    }
+
+    /// Task `number` has ended.
+    #[inline]
+    pub(super) fn end(&mut self, number: u16) {
+        self.take(number);
+    }
+
     /// What tells task `number` apart from those that had its place before.
     pub(super) fn serial(&self, number: u16) -> Option<u64> {
         let slot = self.slots.get(usize::from(number))?;
         slot.task.as_ref().map(|_| slot.serial)
     }
 
-    /// Task `number` has ended.
+    /// Task `number` has ended, and is wanted.
     #[inline]
     pub(super) fn take(&mut self, number: u16) -> Option<Task> {
         let task = self.slots.get_mut(usize::from(number))?.task.take()?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vvu::notify::Kick;
 
 use super::domain::{Address, Domain, Seat};
-use super::face::{Letter, Mailbox, Note};
+use super::face::{Face, Letter, Mailbox, Note};
 use super::target::Lane;
 use crate::bdev::{Channel, Done, Request};
 use crate::wake::{Quiet, Waker, Watch};
@@ -51,6 +51,19 @@ impl Way {
             State::Failed => Some(false),
         }
     }
+
+    /// Sends `request` at the end of the burst. True if it is the first one.
+    #[inline]
+    pub(super) fn push(&mut self, request: Request) -> bool {
+        self.requests.push(request);
+        self.requests.len() == 1
+    }
+
+    /// A task needs it no more.
+    #[inline]
+    pub(super) fn leave(&mut self) {
+        self.tasks = self.tasks.saturating_sub(1);
+    }
 }
 
 impl Ways {
@@ -71,42 +84,33 @@ impl Ways {
 
     /// One more task needs the way to the unit in `seat`, if there is one.
     #[inline]
-    pub(super) fn rejoin(&mut self, seat: &Arc<Seat>) -> bool {
-        match self.get(seat.number) {
-            Some(way) if Arc::ptr_eq(&way.seat, seat) => {
-                way.tasks += 1;
-                true
-            }
-            _ => false,
+    pub(super) fn rejoin(&mut self, seat: &Arc<Seat>) -> Option<&mut Way> {
+        let way = self.get(seat.number)?;
+        if !Arc::ptr_eq(&way.seat, seat) {
+            return None;
         }
+        way.tasks += 1;
+        Some(way)
     }
 
-    /// One more task needs the way to the unit in `seat`, which is opened if need be. False if another one is still in its
-    /// place: try again later.
+    /// One more task needs the way to the unit in `seat`, which is opened if need be, for
+    /// this queue. `None` if another one is still in its place: try again later.
     #[cold]
-    pub(super) fn join(&mut self, seat: &Arc<Seat>, mailbox: Option<&Arc<dyn Mailbox>>) -> bool {
+    pub(super) fn join(&mut self, seat: &Arc<Seat>, face: &Face, queue: u16) -> Option<&mut Way> {
         let place = self.list.get(seat.number as usize);
         let is_there = match place.and_then(Option::as_ref) {
             Some(way) => Arc::ptr_eq(&way.seat, seat) || way.tasks > 0,
             None => false,
         };
         if !is_there {
-            self.open(seat, mailbox);
+            self.open(seat, face.board().mailbox(queue));
         }
         self.rejoin(seat)
     }
 
-    /// A task needs the way no more.
-    #[inline]
-    pub(super) fn leave(&mut self, number: u32) {
-        if let Some(way) = self.get(number) {
-            way.tasks = way.tasks.saturating_sub(1);
-        }
-    }
-
     /// Opens a channel, on a thread of its own: that may take long.
     #[cold]
-    fn open(&mut self, seat: &Arc<Seat>, mailbox: Option<&Arc<dyn Mailbox>>) {
+    fn open(&mut self, seat: &Arc<Seat>, mailbox: Option<Arc<dyn Mailbox>>) {
         let number = seat.number as usize;
         if self.list.len() <= number {
             self.list.resize_with(number + 1, || None);
@@ -118,7 +122,7 @@ impl Ways {
             requests: Vec::new(),
             tasks: 0,
         });
-        let (theirs, mailbox) = (Arc::clone(seat), mailbox.cloned());
+        let theirs = Arc::clone(seat);
         let open = move || {
             let channel = theirs.disk().channel();
             if let Err(error) = &channel {
@@ -176,21 +180,21 @@ impl Ways {
         there.map(|way| way.seat.number).collect()
     }
 
-    /// Sends `request` at the end of the burst.
+    /// The way to the unit in seat `number` has requests now.
     #[inline]
-    pub(super) fn push(&mut self, number: u32, request: Request) {
-        let way = self.list.get_mut(number as usize).and_then(Option::as_mut);
-        if let Some(way) = way {
-            if way.requests.is_empty() {
-                self.touched.push(number);
-            }
-            way.requests.push(request);
+    pub(super) fn touch(&mut self, number: u32) {
+        self.touched.push(number);
+    }
+
+    /// Submits what was pushed, if anything was.
+    #[inline]
+    pub(super) fn submit(&mut self) {
+        if !self.touched.is_empty() {
+            self.submit_all();
         }
     }
 
-    /// Submits what was pushed.
-    #[inline]
-    pub(super) fn submit(&mut self) {
+    fn submit_all(&mut self) {
         let Self {
             list,
             touched,

@@ -2,8 +2,7 @@
 
 use vvu::memory::{VolatileSlice, copy};
 
-use super::target::{DataOut, MAX_LUN, WellKnown};
-use crate::vring::{Chain, Taken};
+use super::target::{DataOut, MAX_CDB, MAX_LUN, WellKnown};
 use vvu::memory::Scatter;
 
 /// Length of a request before its CDB.
@@ -43,13 +42,14 @@ impl Address {
     /// From eight bytes: single level, with peripheral or flat addressing; `None` for all else.
     #[inline]
     pub(super) fn parse(bytes: [u8; 8]) -> Option<Self> {
-        let [1, target, high, low, 0, 0, 0, 0] = bytes else {
+        let all = u64::from_be_bytes(bytes);
+        let (target, lun) = ((all >> 48) as u8, (all >> 32) as u16);
+        if all >> 56 != 1 || all as u32 != 0 {
             return None;
-        };
-        let lun = u16::from_be_bytes([high, low]);
+        }
         match lun >> 14 {
             // Bus 0 is the only one.
-            0 if high != 0 => None,
+            0 if lun > 0xff => None,
             0 | 1 => Some(Self {
                 target,
                 lun: lun & MAX_LUN,
@@ -84,26 +84,39 @@ impl Lister {
     }
 }
 
-/// What comes before a command's CDB.
+/// The first bytes of a request: what comes before its CDB, and as much of that as any command has.
+pub(super) type Head = [u8; REQUEST as usize + MAX_CDB];
+
+/// What is in the first bytes of a request. What they say of its order and priority is not looked
+/// at: all are simple tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) lun: [u8; 8],
     /// What the driver calls it.
     pub(super) tag: u64,
+    /// The CDB; what is missing is zero.
+    pub(super) cdb: [u8; MAX_CDB],
 }
 
 impl Header {
-    /// From the first bytes of a request. What is said of its order and priority is not looked at:
-    /// all are simple tasks.
     #[inline]
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        let (lun, rest) = bytes.split_first_chunk()?;
-        let (tag, _) = rest.split_first_chunk()?;
-        Some(Self {
-            lun: *lun,
-            tag: u64::from_le_bytes(*tag),
-        })
+    pub(super) fn parse(head: &Head) -> Self {
+        let (lun, rest) = split(head);
+        let (tag, _) = split(rest);
+        let cdb = head.last_chunk();
+        Self {
+            lun,
+            tag: u64::from_le_bytes(tag),
+            cdb: cdb.copied().unwrap_or_default(),
+        }
     }
+}
+
+/// Eight bytes, and the others: zeroes, and nothing, if there are fewer.
+#[inline]
+fn split(bytes: &[u8]) -> ([u8; 8], &[u8]) {
+    let parts = bytes.split_first_chunk();
+    parts.map_or(([0; 8], &[]), |(first, rest)| (*first, rest))
 }
 
 /// The first bytes of a response.
@@ -153,21 +166,6 @@ pub(super) fn write<'m>(
     }
 }
 
-/// The data that a chain brings, while it is taken.
-pub(super) struct Fresh<'a> {
-    pub(super) taken: &'a Taken,
-    pub(super) chain: &'a Chain,
-    /// What comes before them.
-    pub(super) skip: u32,
-}
-
-impl DataOut for Fresh<'_> {
-    fn read_at(&self, at: u64, into: &mut [u8]) -> bool {
-        let skip = at.saturating_add(self.skip.into());
-        read(self.taken.readable(self.chain), skip, into) == into.len()
-    }
-}
-
 /// The data that a chain brought, kept.
 pub(super) struct Kept<'a>(pub(super) &'a Scatter);
 
@@ -208,6 +206,16 @@ mod tests {
             let address = Address { target: 3, lun };
             assert_eq!(Address::parse(address.bytes()), Some(address));
         }
+    }
+
+    #[test]
+    fn a_request_begins_with_these() {
+        let head = std::array::from_fn(|at| at as u8);
+        let header = Header::parse(&head);
+        assert_eq!(header.lun, [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(header.tag, 0x0f0e_0d0c_0b0a_0908);
+        // Order, priority and what is reserved are between.
+        assert_eq!(header.cdb[..], head[19..]);
     }
 
     #[test]

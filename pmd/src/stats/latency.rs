@@ -2,6 +2,7 @@
 //! worker and read by anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::Counter;
 
@@ -31,6 +32,40 @@ pub const fn middle(bucket: usize) -> u64 {
     let above = (bucket / STEPS).saturating_sub(1);
     let low = (bucket - above * STEPS) << above;
     low + ((1 << above) >> 1)
+}
+
+/// How long it is since earlier moments. Those of a burst are the same one, and are subtracted once.
+#[derive(Debug)]
+pub struct Ages {
+    now: Instant,
+    /// The last moment that was asked about, and how long that is.
+    last: (Instant, u64),
+}
+
+impl Ages {
+    /// Until `now`.
+    #[inline]
+    pub fn until(now: Instant) -> Self {
+        Self {
+            now,
+            last: (now, 0),
+        }
+    }
+
+    /// That moment.
+    #[inline]
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Nanoseconds since `at`.
+    #[inline]
+    pub fn nanos(&mut self, at: Instant) -> u64 {
+        if at != self.last.0 {
+            self.last = (at, self.now.saturating_duration_since(at).as_nanos() as u64);
+        }
+        self.last.1
+    }
 }
 
 /// Durations, by one writer. Each takes some 9 KiB.
@@ -129,6 +164,8 @@ impl LatencySnapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -141,6 +178,17 @@ mod tests {
         for shift in 0..64 {
             assert!(near(1 << shift) && near(u64::MAX >> shift), "{shift}");
         }
+    }
+
+    #[test]
+    fn ages_are_those_of_the_moment_that_is_asked_about() {
+        let now = Instant::now();
+        let mut ages = Ages::until(now);
+        let before = |nanos| now - Duration::from_nanos(nanos);
+        for (at, nanos) in [(0, 0), (5, 5), (5, 5), (0, 0), (7, 7), (1 << 30, 1 << 30)] {
+            assert_eq!(ages.nanos(before(at)), nanos);
+        }
+        assert_eq!(ages.nanos(now + Duration::from_nanos(1)), 0);
     }
 
     #[test]

@@ -61,10 +61,6 @@ pub(crate) trait Format: Sized {
     /// Shows the driver what was given back. False if there was nothing.
     fn publish(&mut self) -> bool;
 
-    /// Whether the driver polls: it has asked not to be told of anything. It may change its mind
-    /// at any time.
-    fn is_unasked(&self) -> bool;
-
     /// Whether the driver wants to be told of what was published since the last time it was
     /// asked (2.7.7.2 and 2.8.10).
     fn needs_call(&mut self) -> bool;

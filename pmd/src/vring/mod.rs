@@ -21,6 +21,7 @@
 //! |---|---|
 //! | `ring` | a ring in service |
 //! | `format` | what a format must be able to do; `split` and `packed` do it |
+//! | `cursor` | places in a packed ring, and the flags there |
 //! | `chain` | what a chain may be made of, and the chains of a burst |
 //! | `pieces` | their bytes |
 //! | `access` | raw memory of the rings themselves |
@@ -29,6 +30,7 @@
 
 mod access;
 mod chain;
+mod cursor;
 mod error;
 mod format;
 mod inflight;

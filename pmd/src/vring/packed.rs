@@ -8,14 +8,10 @@ use vvu::virtio::RingAreas;
 
 use super::access::PackedMem;
 use super::chain::{Chain, Desc, INDIRECT, LINKED, MAX_CHAIN, NEXT, Taken, WRITE, Walk};
+use super::cursor::{AVAIL, Cursor, USED};
 use super::format::{Failed, Format, crossed};
 use super::inflight::{PackedBook, Place};
 use super::{RingError, SetupError, feature};
-
-/// VIRTQ_DESC_F_AVAIL (2.8.1).
-const AVAIL: u16 = 1 << 7;
-/// VIRTQ_DESC_F_USED (2.8.1).
-const USED: u16 = 1 << 15;
 
 /// RING_EVENT_FLAGS_ENABLE (2.8.10): tell of everything.
 const ENABLE: u16 = 0;
@@ -23,78 +19,6 @@ const ENABLE: u16 = 0;
 const DISABLE: u16 = 1;
 /// RING_EVENT_FLAGS_DESC: tell of one descriptor.
 const ONE: u16 = 2;
-
-/// A place in the ring and its wrap counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor {
-    index: u16,
-    wrap: bool,
-}
-
-impl Cursor {
-    /// From a base or an event's offset: index in bits 0 to 14, wrap counter in bit 15.
-    fn from_bits(bits: u16) -> Self {
-        Self {
-            index: bits & 0x7fff,
-            wrap: bits & 0x8000 != 0,
-        }
-    }
-
-    fn bits(self) -> u16 {
-        self.index | u16::from(self.wrap) << 15
-    }
-
-    fn place(self) -> Place {
-        (self.index, self.wrap)
-    }
-
-    fn from_place((index, wrap): Place) -> Self {
-        Self { index, wrap }
-    }
-
-    /// `slots` further; at most once round.
-    #[inline]
-    fn forward(&mut self, slots: u16, size: u16) {
-        self.index += slots;
-        if self.index >= size {
-            self.index -= size;
-            self.wrap = !self.wrap;
-        }
-    }
-
-    /// `slots` back; at most once round.
-    #[inline]
-    fn back(&mut self, slots: u16, size: u16) {
-        if self.index < slots {
-            self.index += size;
-            self.wrap = !self.wrap;
-        }
-        self.index -= slots;
-    }
-
-    /// Slots from `behind` to here; at most once round.
-    #[inline]
-    fn ahead_of(self, behind: Self, size: u16) -> u16 {
-        let slots = self.index.wrapping_sub(behind.index);
-        if self.wrap == behind.wrap {
-            slots
-        } else {
-            slots.wrapping_add(size)
-        }
-    }
-
-    /// Which of the flags [`AVAIL`] and [`USED`] the driver sets here to make a descriptor available.
-    #[inline]
-    fn available(self) -> u16 {
-        if self.wrap { AVAIL } else { USED }
-    }
-
-    /// Whether flags found here mean that the driver made the descriptor available.
-    #[inline]
-    fn is_available(self, flags: u16) -> bool {
-        flags & (AVAIL | USED) == self.available()
-    }
-}
 
 /// A packed ring's memory and our cursors in it.
 #[derive(Debug)]
@@ -485,9 +409,10 @@ impl Format for Packed {
         if !self.in_order {
             self.give_back(chains, |_| Some(0));
         } else if let Some(last) = chains.last() {
-            // One entry, which names the last chain, is enough for all (2.8.9).
+            // One entry, which names the last chain, is enough for all that the driver has not been
+            // shown (2.8.9): nothing is written where it goes on meanwhile.
+            self.put(self.shown, last.id(), 0);
             let slots = chains.iter().map(Chain::slots).sum();
-            self.put(self.used, last.id(), 0);
             self.used.forward(slots, self.mem.size());
         }
     }
@@ -516,11 +441,6 @@ impl Format for Packed {
             *since = since.saturating_add(slots);
         }
         true
-    }
-
-    #[inline]
-    fn is_unasked(&self) -> bool {
-        (self.mem.driver_event() >> 16) as u16 & 3 == DISABLE
     }
 
     #[inline]

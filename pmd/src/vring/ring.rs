@@ -147,12 +147,6 @@ impl<F: Format> RingOf<F> {
         }
     }
 
-    /// Whether the driver polls: nobody is disturbed if it is shown each burst.
-    #[inline]
-    pub(crate) fn is_unasked(&self) -> bool {
-        self.format.is_unasked()
-    }
-
     /// Entries of the ring given back that the driver has not been shown.
     #[inline]
     pub(crate) fn unpublished(&self) -> u16 {

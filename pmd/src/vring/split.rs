@@ -351,11 +351,6 @@ impl Format for Split {
     }
 
     #[inline]
-    fn is_unasked(&self) -> bool {
-        !self.event_idx && self.mem.avail_flags() & NO_INTERRUPT != 0
-    }
-
-    #[inline]
     fn needs_call(&mut self) -> bool {
         // Pairs with the driver's full barrier between writing used_event (or the flags) and
         // looking at the used index again: either it sees our index, or we see its wish.

@@ -27,7 +27,8 @@ pub(in crate::guest) fn command(
 ) -> Message {
     // A single-level address (5.6.6.1).
     let [high, low] = (unit.lun | 0x4000).to_be_bytes();
-    let mut head = vec![1, unit.target, high, low, 0, 0, 0, 0];
+    let mut head = Vec::with_capacity(HEAD);
+    head.extend([1, unit.target, high, low, 0, 0, 0, 0]);
     head.extend(id.to_le_bytes());
     // A simple task without priority.
     head.extend([0; 3]);

@@ -8,7 +8,8 @@
 //! | `replies` | what a server answers, without a socket |
 //! | `stream`, `tls` | a socket that never blocks |
 //! | `link` | one connection, from the first attempt to its end |
-//! | `channel` | requests on a link: what is in flight, deadlines, again after a loss |
+//! | `flight` | what was asked and is not answered yet, without a socket |
+//! | `channel` | requests on a link: deadlines, and asking again after a loss |
 //!
 //! The protocol is that of the document "The NBD protocol" of the NetworkBlockDevice project.
 //! There is a connection for each channel, and thus the server must allow several
@@ -31,6 +32,7 @@
 
 mod channel;
 mod error;
+mod flight;
 mod input;
 mod link;
 mod negotiation;

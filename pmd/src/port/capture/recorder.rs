@@ -17,7 +17,8 @@ use vvu::memory::{Mapping, VolatileSlice, copy};
 use super::CaptureError;
 use super::blocks::{self, BACK, Direction, FRONT};
 use crate::port::Stats;
-use crate::port::burst::{Burst, Edit, Head, Pick};
+use crate::port::burst::{Burst, Pick};
+use crate::port::head::{Edit, Head};
 use crate::stats::Counter;
 
 /// Bytes of the buffer, a power of two: several milliseconds of ten gigabits a second.

@@ -13,7 +13,7 @@
 
 mod segment;
 
-use super::burst::ETHERNET;
+use super::head::ETHERNET;
 use super::headers::{self, Layers};
 
 /// Length of the header's part that is about offloads; num_buffers follows.

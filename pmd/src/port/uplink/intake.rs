@@ -3,7 +3,8 @@
 use vvu::memory::VolatileSlice;
 
 use crate::port::Stats;
-use crate::port::burst::{BURST, Burst, Heads, PLAIN, Place};
+use crate::port::burst::{BURST, Burst, Place};
+use crate::port::head::{Heads, PLAIN};
 
 /// The frames found in one round.
 #[derive(Debug)]

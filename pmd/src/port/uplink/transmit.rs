@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::sys::{self, Gather, Lead, NoRoom};
-use crate::port::burst::{Burst, Edit, PLAIN, Pick};
+use crate::port::burst::{Burst, Pick};
+use crate::port::head::{Edit, PLAIN};
 use crate::port::offload::Accepts;
 use crate::port::scratch::Scratch;
 use crate::port::{Head, Stats, flow};

@@ -1,7 +1,25 @@
 //! A command descriptor block: up to 16 bytes, read as big-endian fields.
 
 /// Longest CDB of any command that is known, in bytes.
-pub(super) const MAX: usize = 16;
+pub const MAX: usize = 16;
+
+/// A place in CDBs, of at most 8 bytes, made ready to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Field {
+    /// Bits behind it.
+    behind: u8,
+    mask: u64,
+}
+
+impl Field {
+    /// The `bytes` bytes at offset `at`.
+    pub(super) const fn new(at: u8, bytes: u8) -> Self {
+        Self {
+            behind: 128 - 8 * (at + bytes),
+            mask: u64::MAX >> (64 - 8 * bytes),
+        }
+    }
+}
 
 /// A CDB, its first byte at the top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,19 +29,26 @@ impl Cdb {
     /// The first bytes of `bytes`; what is missing is zero.
     #[inline]
     pub(super) fn new(bytes: &[u8]) -> Self {
-        let mut whole = [0; MAX];
-        for (to, from) in whole.iter_mut().zip(bytes) {
-            *to = *from;
-        }
+        let whole = bytes.first_chunk().copied().unwrap_or_else(|| {
+            let mut whole = [0; MAX];
+            for (to, from) in whole.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            whole
+        });
         Self(u128::from_be_bytes(whole))
     }
 
-    /// The `bytes` bytes (at most 8) at offset `at`; both are constants of a table.
+    /// What is there, as a number.
+    #[inline]
+    pub(super) fn at(self, field: Field) -> u64 {
+        (self.0 >> field.behind) as u64 & field.mask
+    }
+
+    /// The `bytes` bytes (at most 8) at offset `at`.
     #[inline]
     pub(super) fn field(self, at: u8, bytes: u8) -> u64 {
-        let (at, bytes) = (u32::from(at), u32::from(bytes));
-        let field = self.0 << (8 * at) >> (128 - 8 * bytes);
-        field as u64
+        self.at(Field::new(at, bytes))
     }
 
     #[inline]

@@ -47,43 +47,58 @@ pub(super) fn check(row: &Operation, cdb: Cdb, thin: bool) -> Result<(), Sense> 
 
 impl Nexus {
     /// Judges a command, and says what to do about it.
+    #[inline]
     pub fn execute(self: &Arc<Self>, call: &Call<'_>) -> Step {
-        match self.begin(call) {
-            Ok(step) => step,
-            Err(answer) => Step::Done(answer),
+        let cdb = Cdb::new(call.cdb);
+        let row = match self.admit(call.cdb, cdb) {
+            Ok(row) => row,
+            Err(answer) => return Step::Done(answer),
+        };
+        match (row.command, row.moves) {
+            (Command::Read | Command::Write, Moves::Blocks(at)) => {
+                self.transfer(call, row, cdb, at)
+            }
+            _ => self.others(call, row, cdb),
         }
     }
 
+    /// The row of a command that is allowed, and that may be done now.
     #[inline]
-    fn begin(self: &Arc<Self>, call: &Call<'_>) -> Result<Step, Answer> {
-        let unit = &**self.unit();
-        let cdb = Cdb::new(call.cdb);
-        let thin = unit.thin().is_some();
-        let row = judge(call.cdb, cdb, thin)?;
+    fn admit(&self, bytes: &[u8], cdb: Cdb) -> Result<&'static Operation, Answer> {
+        let thin = self.unit().thin().is_some();
+        let row = judge(bytes, cdb, thin)?;
         let hindered = self.flags() & row.stops;
         if hindered != 0 {
             self.hinder(row, cdb, hindered)?;
         }
         check(row, cdb, thin)?;
-        match (row.command, row.moves) {
-            (Command::Read, Moves::Blocks(at)) => self.transfer(call, row, cdb, at, false),
-            (Command::Write, Moves::Blocks(at)) => self.transfer(call, row, cdb, at, true),
-            (_, Moves::Blocks(at)) => self.on_blocks(call, row, cdb, at),
-            (_, Moves::In(at, bytes)) => {
+        Ok(row)
+    }
+
+    /// Everything but reads and writes.
+    #[inline(never)]
+    fn others(self: &Arc<Self>, call: &Call<'_>, row: &Operation, cdb: Cdb) -> Step {
+        self.begin(call, row, cdb).unwrap_or_else(Step::Done)
+    }
+
+    fn begin(self: &Arc<Self>, call: &Call<'_>, row: &Operation, cdb: Cdb) -> Result<Step, Answer> {
+        match row.moves {
+            Moves::Blocks(at) => self.on_blocks(call, row, cdb, at),
+            Moves::In(at, bytes) => {
                 let most = cdb.field(at, bytes);
                 if most > call.data_in {
                     return Ok(Step::Overrun);
                 }
                 self.data_in(call, row, cdb, most).map(Step::Done)
             }
-            (_, Moves::Out(at, bytes)) => {
+            Moves::Out(at, bytes) => {
                 let len = cdb.field(at, bytes);
                 if len > call.data_out {
                     return Ok(Step::Overrun);
                 }
                 self.data_out(call, row, cdb, len)
             }
-            (_, Moves::Nothing) => self.without_data(call, row, cdb),
+            Moves::Nothing => self.without_data(call, row, cdb),
         }
     }
 
@@ -123,8 +138,7 @@ impl Nexus {
     #[inline]
     fn range(&self, row: &Operation, cdb: Cdb, at: Blocks) -> Result<(u64, u64), Sense> {
         let unit = self.unit();
-        let lba = cdb.field(at.lba.0, at.lba.1);
-        let mut count = cdb.field(at.count.0, at.count.1);
+        let (lba, mut count) = (cdb.at(at.lba), cdb.at(at.count));
         if count == 0 && row.len == 6 {
             count = 256;
         }
@@ -143,22 +157,19 @@ impl Nexus {
     }
 
     #[inline]
-    fn transfer(
-        self: &Arc<Self>,
-        call: &Call<'_>,
-        row: &Operation,
-        cdb: Cdb,
-        at: Blocks,
-        write: bool,
-    ) -> Result<Step, Answer> {
-        let (offset, len) = self.range(row, cdb, at)?;
+    fn transfer(self: &Arc<Self>, call: &Call<'_>, row: &Operation, cdb: Cdb, at: Blocks) -> Step {
+        let write = row.command == Command::Write;
+        let (offset, len) = match self.range(row, cdb, at) {
+            Ok(range) => range,
+            Err(sense) => return Step::Done(sense.into()),
+        };
         // Byte 1 of the short ones has address bits there.
         let fua = row.len > 6 && cdb.bit(1, 3);
         if len > if write { call.data_out } else { call.data_in } {
-            return Ok(Step::Overrun);
+            return Step::Overrun;
         }
         if len == 0 {
-            return Ok(Step::Done(Answer::GOOD));
+            return Step::Done(Answer::GOOD);
         }
         let transfer = Transfer {
             write,
@@ -167,10 +178,16 @@ impl Nexus {
             fua: write && self.is_forced(fua),
         };
         if fua && !write {
-            let after = AfterFlush::Read(transfer);
-            return Ok(Step::Job(Job::new(Flush::new(self, after))));
+            return self.read_medium(transfer);
         }
-        Ok(Step::Move(transfer))
+        Step::Move(transfer)
+    }
+
+    /// A read of what is on the medium.
+    #[cold]
+    fn read_medium(self: &Arc<Self>, transfer: Transfer) -> Step {
+        let after = AfterFlush::Read(transfer);
+        Step::Job(Job::new(Flush::new(self, after)))
     }
 
     /// Commands on blocks that take several steps.

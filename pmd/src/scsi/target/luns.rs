@@ -32,14 +32,15 @@ impl Luns {
     /// The unit at `lun`.
     #[inline]
     pub fn get(&self, lun: u16) -> Option<&Arc<Nexus>> {
-        self.find(lun).map(|(_, nexus)| nexus)
+        let (_, nexus) = self.list.get(self.place(lun)?)?;
+        Some(nexus)
     }
 
-    /// The unit at `lun`, and which it is of all, in order.
+    /// Which unit of all, in order, is the one at `lun`.
     #[inline]
-    pub fn find(&self, lun: u16) -> Option<(usize, &Arc<Nexus>)> {
-        let place = usize::from(*self.places.get(usize::from(lun))?);
-        self.list.get(place).map(|(_, nexus)| (place, nexus))
+    pub fn place(&self, lun: u16) -> Option<usize> {
+        let place = *self.places.get(usize::from(lun))?;
+        (place != NONE).then_some(usize::from(place))
     }
 
     /// All of them, with their LUNs.

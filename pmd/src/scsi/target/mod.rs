@@ -49,6 +49,7 @@ mod well_known;
 
 pub use answer::{Answer, Status};
 pub use attention::Attention;
+pub use cdb::MAX as MAX_CDB;
 pub use gate::{Alone, Gate, Lane};
 pub use jobs::{Action, CHUNK, Desk, Job, Next};
 pub use luns::{Luns, MAX_LUN, Missing};

@@ -1,7 +1,7 @@
 //! Every command that is accepted, in one table: what REPORT SUPPORTED OPERATION CODES tells and
 //! what a CDB is judged by are the same rows.
 
-use super::cdb::{Cdb, MAX};
+use super::cdb::{Cdb, Field, MAX};
 use super::nexus::flags;
 
 /// What a command does.
@@ -34,11 +34,11 @@ pub(super) enum Command {
     ReportTaskFunctions,
 }
 
-/// Where a command's block address and its number of blocks are: offset and length in bytes.
+/// Where a command's block address and its number of blocks are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Blocks {
-    pub(super) lba: (u8, u8),
-    pub(super) count: (u8, u8),
+    pub(super) lba: Field,
+    pub(super) count: Field,
 }
 
 /// Which data a command moves.
@@ -82,6 +82,8 @@ pub(super) struct Operation {
     usage: u128,
     /// Of those, the ones that only make sense if blocks can be unmapped.
     thin: u128,
+    /// Bits that may not be set if blocks cannot be unmapped, and if they can.
+    wrong: [u128; 2],
     /// It works only if blocks can be unmapped.
     needs_thin: bool,
     /// Flags of a nexus ([`flags`]) that it may not be done with.
@@ -110,15 +112,24 @@ impl Operation {
             len: usage.len() as u8,
             usage: pack(usage),
             thin: 0,
+            wrong: [0; 2],
             needs_thin: false,
             stops: flags::ATTENTIONS,
         }
+        .judged()
+    }
+
+    /// Makes ready what a CDB is judged by.
+    const fn judged(mut self) -> Self {
+        let inside = !0 << (128 - 8 * self.len as u32);
+        self.wrong = [inside & !self.usage(false), inside & !self.usage(true)];
+        self
     }
 
     const fn action(mut self, action: u8) -> Self {
         self.action = Some(action);
         self.usage |= (action as u128) << 112;
-        self
+        self.judged()
     }
 
     const fn access(mut self, access: Access) -> Self {
@@ -141,8 +152,12 @@ impl Operation {
         self
     }
 
+    /// Offset and length of both fields in bytes.
     const fn blocks(mut self, lba: (u8, u8), count: (u8, u8)) -> Self {
-        self.moves = Moves::Blocks(Blocks { lba, count });
+        self.moves = Moves::Blocks(Blocks {
+            lba: Field::new(lba.0, lba.1),
+            count: Field::new(count.0, count.1),
+        });
         self.medium()
     }
 
@@ -165,7 +180,7 @@ impl Operation {
 
     const fn thin(mut self, usage: &[u8]) -> Self {
         self.thin = pack(usage);
-        self
+        self.judged()
     }
 
     const fn needs_thin(mut self) -> Self {
@@ -179,7 +194,7 @@ impl Operation {
     }
 
     /// CDB USAGE DATA, all 16 bytes of them.
-    fn usage(&self, thin: bool) -> u128 {
+    const fn usage(&self, thin: bool) -> u128 {
         self.usage & if thin { !0 } else { !self.thin }
     }
 
@@ -193,8 +208,8 @@ impl Operation {
     /// The first bit of `cdb` that may not be set: byte and bit.
     #[inline]
     pub(super) fn misused(&self, cdb: Cdb, thin: bool) -> Option<(u16, u8)> {
-        let inside = !0 << (128 - 8 * u32::from(self.len));
-        let wrong = cdb.0 & inside & !self.usage(thin);
+        let [fixed, thinned] = self.wrong;
+        let wrong = cdb.0 & if thin { thinned } else { fixed };
         if wrong == 0 {
             return None;
         }
@@ -289,9 +304,8 @@ pub(super) enum Missing {
 /// that can unmap blocks or cannot.
 #[inline]
 pub(super) fn find(code: u8, action: u8, thin: bool) -> Result<&'static Operation, Missing> {
-    let first = FIRST.get(usize::from(code)).map(|&row| usize::from(row));
-    let rows = first.and_then(|first| TABLE.get(first..)).unwrap_or(&[]);
-    let found = rows.first().ok_or(Missing::Code)?;
+    let first = FIRST.get(usize::from(code)).copied().unwrap_or(NONE);
+    let found = TABLE.get(usize::from(first)).ok_or(Missing::Code)?;
     if found.action.is_none() {
         return if found.is_offered(thin) {
             Ok(found)
@@ -299,6 +313,7 @@ pub(super) fn find(code: u8, action: u8, thin: bool) -> Result<&'static Operatio
             Err(Missing::Code)
         };
     }
+    let rows = TABLE.get(usize::from(first)..).unwrap_or(&[]);
     rows.iter()
         .take_while(|row| row.code == code)
         .find(|row| row.action == Some(action))

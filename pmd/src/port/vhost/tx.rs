@@ -1,213 +1,18 @@
-//! A guest's network card as a port (VIRTIO 1.2, 5.1.6): its transmit queues are what comes from
-//! the port, its receive queues are what goes to it.
-//!
-//! The header before each frame (5.1.6) is judged on the way in. On the way out it asks for what
-//! the sender asked for, if this guest takes that; otherwise the frame is completed first, which
-//! costs a copy more.
+//! What goes to a guest: frames into the chains of its receive queues.
 
 use vvu::memory::{VolatileSlice, copy};
 
-use super::burst::{BURST, Burst, Edit, Head, Heads, PLAIN, Pick};
-use super::offload::{self, Offload};
-use super::rings::{RingKind, Rings};
-use super::scratch::{Scratch, Shown};
-use super::steering::{NOWHERE, Policy, send_with_hash};
-use super::writer::Writer;
-use super::{Stats, flow};
+use super::HEADER;
+use crate::port::burst::{BURST, Burst, Pick};
+use crate::port::flow;
+use crate::port::head::{Edit, Head};
+use crate::port::offload::{self, Offload};
+use crate::port::rings::{RingKind, Rings};
+use crate::port::scratch::{Scratch, Shown};
+use crate::port::steering::{NOWHERE, Policy, send_with_hash};
+use crate::port::writer::Writer;
 use crate::stats::Drop;
-use crate::vring::{AnyRing, Chain, Format, RingOf, Segments, Taken, with};
-
-/// Length of the longest header without a hash: with the number of merged buffers, at offset 10.
-pub(super) const HEADER: usize = 12;
-
-/// What comes from a guest.
-#[derive(Debug)]
-pub struct VhostRx {
-    /// Its transmit queues (odd indices).
-    pub rings: Rings,
-    /// Place of the ring to begin with.
-    first: usize,
-}
-
-/// Frames dropped while a burst was taken in.
-#[derive(Default)]
-struct Refused {
-    truncated: u64,
-    too_long: u64,
-    bad_offload: u64,
-}
-
-impl VhostRx {
-    /// What comes by these rings.
-    pub fn new(rings: Rings) -> Self {
-        Self { rings, first: 0 }
-    }
-
-    pub(super) fn rx_burst(
-        &mut self,
-        heads: &mut Heads,
-        mut each: impl FnMut(&Burst<'_>) -> bool,
-    ) -> bool {
-        let Rings {
-            all,
-            polled,
-            stats,
-            name,
-            ..
-        } = &mut self.rings;
-        // However many rings a port has, it gets no more than others in a round. The next one
-        // goes on with the ring after the last that was served.
-        let mut left = BURST;
-        let mut broke = false;
-        let first = if self.first < polled.len() {
-            self.first
-        } else {
-            0
-        };
-        let (before, after) = polled.split_at(first);
-        for (step, place) in after.iter().chain(before).enumerate() {
-            let Some(vhost) = all.get_mut(usize::from(*place)) else {
-                continue;
-            };
-            let (kind, enabled) = (vhost.kind, vhost.enabled);
-            let received = with!(vhost.ring.of_format(), ring => {
-                let received = receive(ring, left, kind, enabled, heads, stats, &mut each);
-                release(ring, &mut vhost.lull, received > 0);
-                received
-            });
-            vhost.rest.brought = vhost.rest.brought.wrapping_add(received as u32);
-            left = left.saturating_sub(received);
-            broke |= !vhost.check(name, stats);
-            if left == 0 {
-                let next = first + step + 1;
-                self.first = if next < polled.len() {
-                    next
-                } else {
-                    next - polled.len()
-                };
-                break;
-            }
-        }
-        if broke {
-            self.rings.refresh();
-        }
-        left < BURST
-    }
-}
-
-/// Takes up to `most` frames that a guest has sent, shows them to `each`, and gives them back.
-/// Returns how many there were. Not inlined: what is around it would take registers
-/// from its loops.
-#[inline(never)]
-fn receive<F: Format>(
-    ring: &mut RingOf<F>,
-    most: usize,
-    kind: RingKind,
-    enabled: bool,
-    heads: &mut Heads,
-    stats: &Stats,
-    each: &mut impl FnMut(&Burst<'_>) -> bool,
-) -> usize {
-    let taken = ring.take_burst(most);
-    if taken == 0 {
-        return 0;
-    }
-    if enabled {
-        let refused = read_heads(ring.taken(), kind, heads);
-        let burst = Burst::of_ring(heads, ring.taken(), kind.header);
-        if !burst.is_empty() {
-            stats.rx_packets.add(burst.len() as u64);
-            stats.rx_bytes.add(burst.bytes());
-            each(&burst);
-        }
-        stats.dropped(Drop::Truncated, refused.truncated);
-        stats.dropped(Drop::TooLong, refused.too_long);
-        stats.dropped(Drop::BadOffload, refused.bad_offload);
-    } else {
-        stats.dropped(Drop::Disabled, taken as u64);
-    }
-    ring.give_back_read();
-    taken
-}
-
-/// Rounds without a new frame after which a guest hears that its frames were sent.
-const LULL: u8 = 32;
-
-/// Tells a guest that its frames were sent. One that polls is told at once. Others are not told of
-/// each one by itself: a guest whose frames are taken as fast as it makes them would be
-/// interrupted for every one. It hears of a quarter of its ring at a time, or as soon as it pauses.
-#[inline]
-fn release<F: Format>(ring: &mut RingOf<F>, lull: &mut u8, worked: bool) {
-    let waiting = ring.unpublished();
-    if waiting == 0 {
-        return;
-    }
-    *lull = if worked { 0 } else { lull.saturating_add(1) };
-    let long = *lull >= LULL || waiting > ring.size() / 4;
-    if long || ring.is_unasked() || ring.failed().is_some() {
-        ring.publish();
-        *lull = 0;
-    }
-}
-
-/// Copies the heads of all frames that were taken.
-#[inline]
-fn read_heads(taken: &Taken, kind: RingKind, heads: &mut Heads) -> Refused {
-    let mut refused = Refused::default();
-    heads.clear();
-    for (item, chain) in (0u16..).zip(taken.chains()) {
-        let whole = taken.readable_whole(chain);
-        if whole.is_some_and(|bytes| {
-            is_plain(bytes, kind) && heads.push_plain(item, bytes, kind.header)
-        }) {
-            continue;
-        }
-        match read_pieces(item, taken, chain, kind, heads) {
-            Ok(()) => {}
-            Err(Drop::TooLong) => refused.too_long += 1,
-            Err(Drop::BadOffload) => refused.bad_offload += 1,
-            Err(_) => refused.truncated += 1,
-        }
-    }
-    refused
-}
-
-/// Whether a frame's header asks for nothing.
-#[inline]
-fn is_plain(bytes: VolatileSlice<'_>, kind: RingKind) -> bool {
-    !kind.offloads || copy::read_array(bytes) == Some(offload::NOTHING)
-}
-
-#[inline(never)]
-fn read_pieces(
-    item: u16,
-    taken: &Taken,
-    chain: &Chain,
-    kind: RingKind,
-    heads: &mut Heads,
-) -> Result<(), Drop> {
-    let len = (chain.read_len() as usize).saturating_sub(kind.header);
-    let header = if kind.offloads {
-        read_header(taken.readable(chain))
-    } else {
-        PLAIN
-    };
-    heads.push_pieces(item, len, taken.readable(chain), kind.header, &header)
-}
-
-/// A private copy of a frame's header. Of one that is cut short, the rest is zero.
-fn read_header(pieces: Segments<'_>) -> [u8; offload::HEADER] {
-    let mut header = PLAIN;
-    let mut rest = &mut header[..];
-    for piece in pieces {
-        let copied = copy::read(piece, rest);
-        rest = rest.get_mut(copied..).unwrap_or(&mut []);
-        if rest.is_empty() {
-            break;
-        }
-    }
-    header
-}
+use crate::vring::{AnyRing, Format, RingOf, with};
 
 /// What goes to a guest.
 #[derive(Debug)]
@@ -215,16 +20,16 @@ pub struct VhostTx {
     /// Its receive queues (even indices).
     pub rings: Rings,
     /// What it asked for by its control queue.
-    pub(super) policy: Option<Box<Policy>>,
+    pub(in crate::port) policy: Option<Box<Policy>>,
 }
 
 /// What became of frames to send.
 #[derive(Default)]
-pub(super) struct Sent {
-    pub(super) packets: u64,
-    pub(super) bytes: u64,
+pub(in crate::port) struct Sent {
+    pub(in crate::port) packets: u64,
+    pub(in crate::port) bytes: u64,
     full: u64,
-    pub(super) small: u64,
+    pub(in crate::port) small: u64,
 }
 
 impl VhostTx {
@@ -236,7 +41,7 @@ impl VhostTx {
         }
     }
 
-    pub(super) fn tx_burst(
+    pub(in crate::port) fn tx_burst(
         &mut self,
         burst: &Burst<'_>,
         picks: &[Pick],
@@ -285,7 +90,7 @@ impl VhostTx {
     }
 
     /// Serves ring after ring with the picks for it: `queues` has its place for each.
-    pub(super) fn sort(
+    pub(in crate::port) fn sort(
         &mut self,
         mut queues: [u16; BURST],
         burst: &Burst<'_>,
@@ -341,7 +146,7 @@ impl VhostTx {
     }
 }
 
-/// Puts frames into the next chains of a ring. Not inlined, as [`receive`].
+/// Puts frames into the next chains of a ring. Not inlined, for the same reason as what receives.
 #[inline(never)]
 fn send<F: Format>(
     ring: &mut RingOf<F>,
@@ -434,7 +239,7 @@ fn send_slowly<F: Format>(
 }
 
 /// Puts one frame into the next chains, of whatever sizes and pieces.
-pub(super) fn put<F: Format>(
+pub(in crate::port) fn put<F: Format>(
     ring: &mut RingOf<F>,
     kind: RingKind,
     frame: Shown<'_>,
