@@ -123,10 +123,8 @@ impl Work {
     fn refresh(&mut self) {
         // The version first: a change in between is seen the next time.
         self.version = self.face.version();
-        let domain = self.face.domain();
-        let needed = self.ways.prune(&domain);
-        self.domain = Some(domain);
-        if needed {
+        self.domain = self.face.domain();
+        if self.ways.prune(&self.domain) {
             // Looks again.
             self.version = self.version.wrapping_sub(1);
         }
@@ -158,9 +156,7 @@ impl Work {
             sense: self.face.sizes.sense(),
         };
         self.ages = Ages::until(Instant::now());
-        let Some(domain) = self.domain.take() else {
-            return;
-        };
+        let domain = Arc::clone(&self.domain);
         for chain in taken.chains() {
             let written = match self.arrive(taken, chain, lengths) {
                 Some(arrived) => {
@@ -177,7 +173,6 @@ impl Work {
                 self.over.push((*chain, len));
             }
         }
-        self.domain = Some(domain);
     }
 
     /// Looks at a chain. `None` if nobody could answer it.

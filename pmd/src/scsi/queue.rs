@@ -56,8 +56,8 @@ pub(super) struct Work {
     pub(super) face: Arc<Face>,
     pub(super) index: u16,
     pub(super) stats: Arc<CachePadded<QueueStats>>,
-    /// The units; elsewhere only while commands for them are begun.
-    pub(super) domain: Option<Arc<Domain>>,
+    /// The units.
+    pub(super) domain: Arc<Domain>,
     pub(super) version: u64,
     pub(super) ways: Ways,
     pub(super) tasks: Tasks,
@@ -84,7 +84,7 @@ impl Prepared {
             super::control::INDEX => Kind::Control(ControlQueue::default()),
             events::INDEX => Kind::Event(EventQueue::default()),
             _ => Kind::Request(Box::new(Work {
-                domain: Some(face.domain()),
+                domain: face.domain(),
                 // Looks again at the first burst.
                 version: face.version().wrapping_sub(1),
                 stats: face.queue_stats(index).cloned().unwrap_or_default(),
