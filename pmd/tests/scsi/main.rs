@@ -309,6 +309,7 @@ fn lengths_of_cdbs_and_sense_data_are_the_drivers_choice() {
         .device
         .write_config(0, &9u32.to_le_bytes())
         .unwrap_err();
+    let mut short = header(at(0, 0), 2, &[0x28, 0, 0, 0, 0, 0]);
     let mut header = header(at(0, 0), 1, &[0xff; 16]);
     header.truncate(35);
     bench
@@ -321,6 +322,16 @@ fn lengths_of_cdbs_and_sense_data_are_the_drivers_choice() {
         (answer.bytes[0], answer.bytes[10], answer.bytes[12]),
         (18, 2, 0x70)
     );
+    // What follows a CDB is data, whatever a longer command would have there: it is cut short.
+    bench.device.write_config(24, &6u32.to_le_bytes()).unwrap();
+    short.extend([0xff; 10]);
+    bench
+        .driver
+        .chain(REQUESTS, &[&short], &[30], false)
+        .unwrap();
+    bench.driver.submit(REQUESTS);
+    let answer = bench.driver.wait(REQUESTS);
+    assert_eq!((answer.bytes[10], answer.bytes[11]), (2, 0));
     // A reset brings the first ones back.
     bench.device.reset();
     bench.device.read_config(0, &mut space).unwrap();
